@@ -1,0 +1,40 @@
+# Everything sets itself up: a virtual environment, the requirements, then the work.
+# Another interpreter: PYTHON=python3.12 make test (it gets an environment of its own).
+PYTHON ?= python3
+VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+CONFIG ?= configs/digits/swin.py
+WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
+
+.PHONY: help setup train test lint format fashion-mnist clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: $(VENV)/.ready  ## create the virtual environment and install the requirements
+
+$(VENV)/.ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
+
+train: setup  ## train a Swin on digits, or CONFIG=configs/... into WORKDIR=...
+	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR)
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+fashion-mnist:  ## fetch Fashion-MNIST (31 MB) from its Debian package into data/fashion_mnist
+	tools/fetch_fashion_mnist.sh data/fashion_mnist
+
+clean:  ## remove environments and caches, not data or workdirs
+	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .hypothesis

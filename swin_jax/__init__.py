@@ -1,0 +1,1 @@
+"""swin_jax: Swin, ViT and the Transformer they came from, in JAX (Flax NNX)."""

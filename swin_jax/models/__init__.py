@@ -1,0 +1,69 @@
+"""Models by name: `create_model`, `list_models`."""
+
+import importlib
+import inspect
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from swin_jax.errors import UserError, did_you_mean
+from swin_jax.models import swin, vit
+from swin_jax.models.swin import SwinTransformer
+from swin_jax.models.vit import VisionTransformer
+
+__all__ = ["SwinTransformer", "VisionTransformer", "create_model", "list_models"]
+
+_FAMILIES = {"swin": SwinTransformer, "vit": VisionTransformer}
+_PRESETS = {
+    **{name: (SwinTransformer, options) for name, options in swin.PRESETS.items()},
+    **{name: (VisionTransformer, options) for name, options in vit.PRESETS.items()},
+}
+_FACTORIES = ("block", "attention", "mlp", "norm")
+_DTYPES = ("dtype", "param_dtype")
+
+
+def list_models() -> list[str]:
+    """Return the names of all presets, which are timm's."""
+    return sorted(_PRESETS)
+
+
+def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
+    """Build a published model, with any argument of its constructor overridden.
+
+    `name` is one of `list_models()`, or a family (`"swin"`, `"vit"`) whose constructor's defaults then hold. The
+    factories `block`, `attention`, `mlp` and `norm` may be strings `"module:Name"`, and dtypes names.
+    Raises UserError, a ValueError, for an unknown name or argument (naming the nearest) and for values that do not fit.
+    """
+    if name in _FAMILIES:
+        family, options = _FAMILIES[name], {}
+    elif name in _PRESETS:
+        family, options = _PRESETS[name]
+    else:
+        known = [*_PRESETS, *_FAMILIES]
+        raise UserError(f"unknown model {name!r}{did_you_mean(name, known)} (list_models() names all)")
+    arguments = [argument for argument in inspect.signature(family.__init__).parameters if argument != "self"]
+    for key in overrides:
+        if key not in arguments:
+            raise UserError(f"{name} takes no argument {key!r}{did_you_mean(key, arguments)}")
+    overrides = {key: _resolve(key, value) for key, value in overrides.items()}
+    try:
+        return family(**{**options, **overrides}, rngs=rngs)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _resolve(key: str, value: Any) -> Any:
+    """Turn the strings that a config can hold into dtypes and factories."""
+    if key in _DTYPES:
+        try:
+            return jnp.dtype(value)
+        except TypeError as error:
+            raise UserError(f"{key}={value!r} is no dtype") from error
+    if key not in _FACTORIES or not isinstance(value, str):
+        return value
+    module, _, attribute = value.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}={value!r} is not importable as 'module:Name': {error}") from error

@@ -1,0 +1,125 @@
+"""Masked dot-product attention (arXiv 1706.03762, eq. 1) and the multi-head layer on it."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from swin_jax.nn.rng import child
+from swin_jax.nn.types import Dense
+
+
+def dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    rngs: nnx.Rngs | None = None,
+) -> Array:
+    """Return softmax(scale · query keyᵀ + bias) value, over the keys that `mask` allows.
+
+    Args:
+        query: `[..., Q, heads, head_dim]`.
+        key, value: `[..., K, heads, head_dim]`; value's last axis may differ.
+        bias: added to the scores, broadcastable to `[..., heads, Q, K]`; -inf masks as False does.
+        mask: boolean, True = attend, broadcastable to `[..., heads, Q, K]`. A row with nothing to attend to gives
+            zeros, and zero gradients.
+        scale: of the scores; head_dim ** -0.5 if None.
+        dropout_rate: of the attention probabilities; acts only if `rngs` is given.
+
+    Returns `[..., Q, heads, value's last axis]` in value's dtype. Scores and softmax are in float32.
+    Raises ValueError for shapes that do not fit and TypeError for a mask that is not boolean.
+    """
+    _check(query, key, value, bias, mask)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = jnp.einsum("...qhd,...khd->...hqk", query * scale, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    # A softmax that survives a row of -inf: its maximum is taken as 0 and its sum as 1, so probabilities and gradients
+    # are 0 there, without a second pass over the scores.
+    highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    unnormalized = jnp.exp(scores - jnp.where(jnp.isneginf(highest), 0.0, highest))
+    total = unnormalized.sum(axis=-1, keepdims=True)
+    probabilities = (unnormalized / jnp.where(total == 0.0, 1.0, total)).astype(value.dtype)
+    if rngs is not None and dropout_rate > 0.0:
+        keep = jax.random.bernoulli(rngs.dropout(), 1.0 - dropout_rate, probabilities.shape)
+        probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
+    return jnp.einsum("...hqk,...khd->...qhd", probabilities, value)
+
+
+def _check(query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> None:
+    shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
+    if query.ndim < 3 or query.shape[-2:] != key.shape[-2:] or key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(f"attention takes [..., Q, heads, head_dim] and twice [..., K, heads, head_dim], got {shapes}")
+    if query.shape[:-3] != key.shape[:-3]:
+        raise ValueError(f"query and key differ in their batch axes: {shapes}")
+    scores = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
+    for name, array in (("bias", bias), ("mask", mask)):
+        if array is not None and not _broadcasts(array.shape, scores):
+            raise ValueError(f"{name} of shape {array.shape} does not broadcast to the scores' {scores}")
+    if mask is not None and mask.dtype != jnp.bool_:
+        raise TypeError(f"mask must be boolean (True = attend), got {mask.dtype}; additive terms go into bias=")
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    return len(shape) <= len(target) and all(s in (1, t) for s, t in zip(shape[::-1], target[::-1], strict=False))
+
+
+class MultiHeadAttention(nnx.Module):
+    """Multi-head self- and cross-attention (arXiv 1706.03762, section 3.2.2).
+
+    Query, key and value share one kernel `[C, 3, heads, head_dim]`, so self-attention projects in one matrix product;
+    cross-attention uses its query part on `x` and its key and value parts on `context`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        dropout_rate: float = 0.0,
+        dense: Dense = nnx.LinearGeneral,
+        rngs: nnx.Rngs,
+    ):
+        if embed_dim % num_heads:
+            raise ValueError(f"{embed_dim=} must be divisible by {num_heads=}")
+        self.dropout_rate = dropout_rate
+        head_dim = embed_dim // num_heads
+        self.qkv = dense(embed_dim, (3, num_heads, head_dim), use_bias=qkv_bias, rngs=child(rngs, "qkv"))
+        self.proj = dense(embed_dim, embed_dim, rngs=child(rngs, "proj"))
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        context: Array | None = None,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Array:
+        """Attend from `x` `[B, N, C]` to itself, or to `context` `[B, S, C]`; returns `[B, N, C]`.
+
+        `mask` (boolean, True = attend) and `bias` (additive) broadcast to `[B, heads, N, N or S]`.
+        """
+        if context is None:
+            query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # each [B, N, heads, head_dim]
+        else:
+            query = self._project(x, slice(0, 1))[..., 0, :, :]
+            key, value = jnp.moveaxis(self._project(context, slice(1, 3)), -3, 0)
+        attended = dot_product_attention(
+            query, key, value, bias=bias, mask=mask, dropout_rate=self.dropout_rate, rngs=rngs
+        )
+        return self.proj(attended.reshape(x.shape))
+
+    def _project(self, x: Array, part: slice) -> Array:
+        """Apply some of the three projections: `[B, N, C]` → `[B, N, parts, heads, head_dim]`."""
+        x, kernel = nnx.nn.dtypes.promote_dtype((x, self.qkv.kernel[...]), dtype=self.qkv.dtype)
+        out = jnp.einsum("...c,cphd->...phd", x, kernel[:, part])
+        return out if self.qkv.bias is None else out + self.qkv.bias[...][part].astype(out.dtype)
