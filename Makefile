@@ -34,7 +34,7 @@ format: setup  ## mend style
 	$(BIN)/ruff format .
 
 fashion-mnist:  ## fetch Fashion-MNIST (31 MB) from its Debian package into data/fashion_mnist
-	tools/fetch_fashion_mnist.sh data/fashion_mnist
+	tools/fetch_fashion_mnist.sh
 
 clean:  ## remove environments and caches, not data or workdirs
 	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .hypothesis

@@ -31,18 +31,21 @@ def list_models() -> list[str]:
 def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     """Build a published model, with any argument of its constructor overridden.
 
-    `name` is one of `list_models()`, or a family (`"swin"`, `"vit"`) whose constructor's defaults then hold. The
-    factories `block`, `attention`, `mlp` and `norm` may be strings `"module:Name"`, and dtypes names.
+    `name` is one of `list_models()`, or a family (`"swin"`, `"vit"`) whose constructor's defaults then hold, or the
+    `"module:Name"` of a class of your own. The factories `block`, `attention`, `mlp` and `norm` may be such strings
+    too, and dtypes names.
     Raises UserError, a ValueError, for an unknown name or argument (naming the nearest) and for values that do not fit.
     """
     if name in _FAMILIES:
         family, options = _FAMILIES[name], {}
     elif name in _PRESETS:
         family, options = _PRESETS[name]
+    elif ":" in name:
+        family, options = _import("model.name", name), {}
     else:
         known = [*_PRESETS, *_FAMILIES]
         raise UserError(f"unknown model {name!r}{did_you_mean(name, known)} (list_models() names all)")
-    arguments = [argument for argument in inspect.signature(family.__init__).parameters if argument != "self"]
+    arguments = set(inspect.signature(family.__init__).parameters) - {"self", "rngs"}
     for key in overrides:
         if key not in arguments:
             raise UserError(f"{name} takes no argument {key!r}{did_you_mean(key, arguments)}")
@@ -60,8 +63,10 @@ def _resolve(key: str, value: Any) -> Any:
             return jnp.dtype(value)
         except TypeError as error:
             raise UserError(f"{key}={value!r} is no dtype") from error
-    if key not in _FACTORIES or not isinstance(value, str):
-        return value
+    return _import(key, value) if key in _FACTORIES and isinstance(value, str) else value
+
+
+def _import(key: str, value: str) -> Any:
     module, _, attribute = value.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

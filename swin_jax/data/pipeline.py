@@ -1,0 +1,227 @@
+"""The one input pipeline, on Grain: indices shuffled from the seed, images loaded in threads, batches by process."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from PIL import Image
+
+from swin_jax.data.sources import ImageSource
+from swin_jax.data.transforms import Crop, ImageTransform, Size, height_width
+from swin_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+MAX_PREFETCHED_BYTES = 2 * 1024**3
+MAX_TRANSFORMED_BYTES = 1024**3
+
+
+# repr=False here and in the sources: Grain prints its transforms, and a source may hold a million paths.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LoadImage(grain.transforms.RandomMap):
+    """From an index to `{"image": uint8 [H, W, C], "label": int32}`; UserError names a record that cannot be used."""
+
+    source: ImageSource
+    transform: ImageTransform
+    num_classes: int
+
+    def random_map(self, index: int, rng: np.random.Generator | None = None) -> Batch:
+        record = self.source[index]
+        self.check_label(record["label"], index)
+        try:
+            image = self.transform(record["image"], rng)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot use {self.source.describe(index)}: {error}") from error
+        return {"image": image, "label": np.int32(record["label"])}
+
+    def check_label(self, label: int, index: int) -> None:
+        if not 0 <= label < self.num_classes:
+            where = self.source.describe(index)
+            raise UserError(f"label {label} of {where} is outside of num_classes={self.num_classes}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class GatherImages(grain.transforms.Map):
+    """From indices `[B]` to the batch that `LoadImage` would give, out of images transformed beforehand."""
+
+    images: np.ndarray  # [M, H, W, C] uint8
+    labels: np.ndarray  # [N] int32
+    rows: np.ndarray  # [N] where in `images` each example is
+
+    def map(self, indices: np.ndarray) -> Batch:
+        return {"image": self.images[self.rows[indices]], "label": self.labels[indices]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Loader:
+    """Turns a stream of indices into one of batches, each loaded as a whole by one thread."""
+
+    load: LoadImage
+    batch_size: int
+    num_threads: int
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size} must be at least 1")
+        source = self.load.source
+        if source.labels is not None:
+            wrong = (source.labels < 0) | (source.labels >= self.load.num_classes)
+            for index in np.flatnonzero(wrong)[:1]:
+                self.load.check_label(int(source.labels[index]), int(index))
+
+    @property
+    def image_bytes(self) -> int:
+        return math.prod(height_width(self.load.transform.image_size)) * self.load.transform.channels
+
+    @functools.cached_property
+    def gather(self) -> GatherImages | None:
+        """All images transformed once, if they are in memory before and fit there after, and nothing is random."""
+        source = self.load.source
+        distinct, first, rows = np.unique(source.order, return_index=True, return_inverse=True)
+        if not source.in_memory or self.load.transform.is_random:
+            return None
+        if len(distinct) * self.image_bytes > MAX_TRANSFORMED_BYTES:
+            return None
+        images = np.stack([self.load.random_map(int(index))["image"] for index in first])
+        return GatherImages(images=images, labels=source.labels, rows=rows)
+
+    def batches(self, indices: grain.MapDataset, *, drop_remainder: bool) -> grain.MapDataset:
+        if self.gather:
+            return indices.batch(self.batch_size, drop_remainder=drop_remainder, batch_fn=np.asarray).map(self.gather)
+        examples = indices.random_map(self.load) if self.load.transform.is_random else indices.map(self.load.random_map)
+        return examples.batch(self.batch_size, drop_remainder=drop_remainder)
+
+    def iterate(self, batches: grain.MapDataset) -> grain.IterDataset:
+        # A gather holds Python's lock all along, so further threads would only fight for it: a third of the speed.
+        num_threads = 1 if self.gather else self.num_threads
+        num_buffered = max(2, min(num_threads, MAX_PREFETCHED_BYTES // (self.batch_size * self.image_bytes)))
+        return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_buffered))
+
+
+def train_iterator(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    image_size: Size,
+    channels: int,
+    num_classes: int,
+    seed: int,
+    crop: Crop = "resize",
+    flip: bool = False,
+    interpolation: str = "bicubic",
+    crop_scale: tuple[float, float] = (0.08, 1.0),
+    crop_fraction: float = 1.0,
+    num_epochs: int | None = None,
+    num_threads: int = 16,
+    worker_count: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Return a checkpointable iterator over shuffled batches `{"image": uint8 [B, H, W, C], "label": int32 [B]}`.
+
+    The stream is one endless sequence of examples, every epoch of it in a new order, that depends on the seed alone:
+    step s takes the next `batch_size * process_count` of it, of which each process gets its own consecutive part. So
+    the batches of all processes together are the same on any number of processes, threads and workers, and so is the
+    random crop and flip of each example. With `num_epochs` the tail that does not fill a global batch is dropped.
+
+    Args:
+      source: where the examples come from.
+      batch_size: examples a step on this process.
+      image_size, channels, crop, interpolation, crop_scale, crop_fraction, flip: see `ImageTransform`.
+      num_classes: the classes the model knows; a label outside is a UserError.
+      num_threads: threads that load ahead, a batch each, within `MAX_PREFETCHED_BYTES`.
+      worker_count: processes that load instead; a saved state then fits the same worker count only.
+
+    `get_state()` counts the batches taken, `set_state()` goes on from there exactly. A record that cannot be used
+    raises a UserError that names it from `next()`.
+    """
+    transform = ImageTransform(
+        image_size=image_size,
+        channels=channels,
+        crop=crop,
+        interpolation=interpolation,
+        crop_fraction=crop_fraction,
+        crop_scale=crop_scale,
+        flip=flip,
+    )
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} must be from 0 to 2**32 - 1")
+    load = LoadImage(source=source, transform=transform, num_classes=num_classes)
+    loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads)
+    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(num_epochs)
+    # Random transforms are keyed by the position in this stream, so the stream is cut among processes after them.
+    batches = loader.batches(indices, drop_remainder=True)
+    steps = len(batches) // process_count
+    if not steps:
+        raise UserError(
+            f"{source.name} has {len(source)} examples, too few for a batch of {batch_size * process_count}"
+        )
+    dataset = loader.iterate(batches[: steps * process_count][process_index::process_count])
+    if worker_count:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=worker_count))
+    return iter(dataset)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class EvalBatches:
+    """What `eval_batches` returns; `len()` is the number of batches, the same on every process."""
+
+    loader: Loader
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.loader.load.source) / (self.loader.batch_size * self.process_count))
+
+    def __iter__(self) -> Iterator[Batch]:
+        num_examples = len(self.loader.load.source)
+        share = math.ceil(num_examples / self.process_count)
+        start, stop = (min(index * share, num_examples) for index in (self.process_index, self.process_index + 1))
+        num_batches = 0
+        if start < stop:
+            batches = self.loader.batches(grain.MapDataset.range(start, stop), drop_remainder=False)
+            for batch in self.loader.iterate(batches):
+                yield self._pad(batch)
+                num_batches += 1
+        transform = self.loader.load.transform
+        no_images = np.zeros((0, *height_width(transform.image_size), transform.channels), np.uint8)
+        for _ in range(num_batches, len(self)):
+            yield self._pad({"image": no_images, "label": np.zeros(0, np.int32)})
+
+    def _pad(self, batch: Batch) -> Batch:
+        num_valid = len(batch["label"])
+        missing = self.loader.batch_size - num_valid
+        padded = {key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
+        return padded | {"valid": np.arange(self.loader.batch_size) < num_valid}
+
+
+def eval_batches(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    image_size: Size,
+    channels: int,
+    num_classes: int,
+    crop: Crop = "resize",
+    crop_fraction: float = 1.0,
+    interpolation: str = "bicubic",
+    num_threads: int = 16,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalBatches:
+    """Return the batches of the whole source, in order, to be iterated any number of times.
+
+    A batch has `"valid"`, bool `[B]`, beside image and label. Every example is valid exactly once over all processes:
+    process p has the p-th consecutive part. Each process yields the same number of batches, filled up with zeros that
+    are not valid. Arguments as for `train_iterator`.
+    """
+    transform = ImageTransform(
+        image_size=image_size, channels=channels, crop=crop, crop_fraction=crop_fraction, interpolation=interpolation
+    )
+    if transform.is_random:
+        raise UserError(f"crop={crop!r} is random, which an evaluation must not be")
+    load = LoadImage(source=source, transform=transform, num_classes=num_classes)
+    loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads)
+    return EvalBatches(loader=loader, process_index=process_index, process_count=process_count)
