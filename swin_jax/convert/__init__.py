@@ -1,0 +1,18 @@
+"""Published weights in and out."""
+
+from swin_jax.convert.export import save_timm, timm_state_dict
+from swin_jax.convert.load import LoadError, LoadReport, load_pretrained
+from swin_jax.convert.readers import read_checkpoint
+from swin_jax.convert.resize import resize_bias_table, resize_parameters, resize_positions
+
+__all__ = [
+    "LoadError",
+    "LoadReport",
+    "load_pretrained",
+    "read_checkpoint",
+    "resize_bias_table",
+    "resize_parameters",
+    "resize_positions",
+    "save_timm",
+    "timm_state_dict",
+]
