@@ -2,9 +2,10 @@
 
 Published: 81.2 top-1 (timm's evaluation of the same weights: 81.388); 28,288,354 parameters, 4.5 GFLOP an image.
 Not measured here, and not yet the whole recipe: RandAugment (rand-m9-mstd0.5-inc1) and colour jitter 0.4 are
-missing, so expect less. Everything else is the official config: AdamW, learning rate 1e-3 at batch 1024 (base 5e-4 for 512),
-20 epochs of warm-up from 1e-6, cosine to 1e-5, weight decay 0.05, clipping at 5.0, drop path 0.2, label smoothing 0.1,
-mixup 0.8, CutMix 1.0, random erasing 0.25 with noise. Evaluation: shorter side to 256, centre crop 224, bicubic.
+missing, so expect less. Everything else is the official config: AdamW, learning rate 1e-3 at batch 1024 (base 5e-4
+for 512), 20 epochs of warm-up from 1e-6, cosine to 1e-5, weight decay 0.05, clipping at 5.0, drop path 0.2, label
+smoothing 0.1, mixup 0.8, CutMix 1.0, random erasing 0.25 with noise. Evaluation: shorter side to 256, centre crop 224,
+bicubic.
 
 ImageNet is not redistributable: prepare it once with `tfds build imagenet2012 --file_format=array_record`, or point
 `--config.data.source=folder:PATH` at train/ and val/ folders of JPEGs.

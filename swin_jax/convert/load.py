@@ -70,6 +70,7 @@ def load_pretrained(
     antialias: bool = False,
     old_window_size: tuple[int, int] | None = None,
     old_grid_size: tuple[int, int] | None = None,
+    class_indices: np.ndarray | None = None,
 ) -> LoadReport:
     """Load published weights into `model`, in place, and report on every tensor and parameter.
 
@@ -83,6 +84,7 @@ def load_pretrained(
             `resize_bias_table`), and learned positions to its grid, bicubically.
         antialias: of the resized learned positions; see `resize_positions`.
         old_window_size, old_grid_size: the file's window and grid (height, width) in tokens, where they are not square.
+        class_indices: which of the file's classes the model's are, in order, as from ImageNet-22k to ImageNet-1k.
 
     Raises UserError for what cannot be read, and its subclass LoadError for what is missing, unexpected or of another
     shape.
@@ -108,6 +110,8 @@ def load_pretrained(
     unexpected = [name for name in tensors if name not in used and name not in ignored]
 
     reshaped = _place_class_position(model, parameters, values)
+    if class_indices is not None:
+        reshaped |= _pick_classes(values, class_indices)
     if resize:
         for name, change in resizing.changes(model, values, old_window_size, old_grid_size).items():
             values[name] = change.apply(values[name], method=resize, antialias=antialias)
@@ -200,6 +204,16 @@ def _place_class_position(model: nnx.Module, parameters: dict[str, nnx.Variable]
     return {}
 
 
+def _pick_classes(values: Tensors, class_indices: np.ndarray) -> dict[str, str]:
+    heads = [name for name in values if name.startswith(_HEADS)]
+    for name in heads:
+        num_classes = values[name].shape[-1]
+        if class_indices.size == 0 or class_indices.min() < 0 or class_indices.max() >= num_classes:
+            raise UserError(f"the class indices must be some of the file's {num_classes} classes, from 0 on")
+        values[name] = values[name][..., class_indices]
+    return dict.fromkeys(heads, f"{len(class_indices)} of its classes picked")
+
+
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Whether a loaded shape is the parameter's, up to trailing axes merged into one (heads)."""
     merged = len(shape) - 1
@@ -220,10 +234,12 @@ def _complaint(path, model, layout: Layout, missing: list[str], unexpected: list
 
 def _hint(missing: list[str], unexpected: list[str], misshapen: dict[str, str]) -> str:
     wrong = [*missing, *misshapen]
-    if wrong and not unexpected and all(name.startswith(_HEADS) for name in wrong):
-        return "; for another number of classes pass fresh_head=True"
-    if misshapen and not missing and all(name.endswith(("_bias_table", "pos_embed")) for name in misshapen):
-        return "; for another resolution or window pass resize='bicubic'"
+    heads = [name for name in wrong if name.startswith(_HEADS)]
+    sizes = [name for name in misshapen if name.endswith(("_bias_table", "pos_embed"))]
+    if wrong and not unexpected and len(heads) + len(sizes) == len(wrong):
+        hints = ["for another number of classes pass fresh_head=True"] if heads else []
+        hints += ["for another resolution or window pass resize='bicubic'"] if sizes else []
+        return f"; {', '.join(hints)}"
     if not misshapen and bool(missing) != bool(unexpected):
         if all(re.search(r"blocks\.\d+\.", name) for name in missing) and missing:
             return "; the file's model is less deep"

@@ -37,8 +37,8 @@ class FolderRecords:
         return self.paths[index]
 
 
-def find_split(root: pathlib.Path, split: str) -> pathlib.Path | None:
-    """Return the sub-folder of `root` that holds the split, or None where `root` holds classes directly."""
+def list_splits(root: pathlib.Path) -> list[str]:
+    """Return which splits `root` has folders for; none where it holds classes directly."""
     try:
         children = {child.name for child in root.iterdir() if child.is_dir()}
     except FileNotFoundError:
@@ -47,10 +47,13 @@ def find_split(root: pathlib.Path, split: str) -> pathlib.Path | None:
         raise UserError(f"{root} is a file, not a data folder") from None
     except OSError as error:
         raise UserError(f"cannot read the data folder {root}: {error.strerror}") from error
-    if not children & {name for names in SPLIT_FOLDERS.values() for name in names}:
-        return None
+    return [split for split, names in SPLIT_FOLDERS.items() if children & set(names)]
+
+
+def find_split(root: pathlib.Path, split: str) -> pathlib.Path:
+    """Return the sub-folder of `root` that holds the split."""
     for name in SPLIT_FOLDERS[split]:
-        if name in children:
+        if (root / name).is_dir():
             return root / name
     raise UserError(f"the data folder {root} has no {' or '.join(SPLIT_FOLDERS[split])} folder for the split {split!r}")
 

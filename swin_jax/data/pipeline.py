@@ -21,7 +21,10 @@ MAX_TRANSFORMED_BYTES = 1024**3
 # repr=False here and in the sources: Grain prints its transforms, and a source may hold a million paths.
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LoadImage(grain.transforms.RandomMap):
-    """From an index to `{"image": uint8 [H, W, C], "label": int32}`; UserError names a record that cannot be used."""
+    """From an index to `{"image": uint8 [H, W, C], "label": int32}`; UserError names a record that cannot be used.
+
+    Where a source has several labels an image, `label` is bool `[num_classes]`.
+    """
 
     source: ImageSource
     transform: ImageTransform
@@ -29,12 +32,17 @@ class LoadImage(grain.transforms.RandomMap):
 
     def random_map(self, index: int, rng: np.random.Generator | None = None) -> Batch:
         record = self.source[index]
-        self.check_label(record["label"], index)
+        label = record["label"]
+        for one in np.atleast_1d(label):
+            self.check_label(int(one), index)
         try:
             image = self.transform(record["image"], rng)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot use {self.source.describe(index)}: {error}") from error
-        return {"image": image, "label": np.int32(record["label"])}
+        return {
+            "image": image,
+            "label": np.isin(np.arange(self.num_classes), label) if np.ndim(label) else np.int32(label),
+        }
 
     def check_label(self, label: int, index: int) -> None:
         if not 0 <= label < self.num_classes:
@@ -146,6 +154,8 @@ def train_iterator(
         crop_scale=crop_scale,
         flip=flip,
     )
+    if source.multi_label:
+        raise UserError(f"{source.name} has several labels an image: it is for evaluation only")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} must be from 0 to 2**32 - 1")
     load = LoadImage(source=source, transform=transform, num_classes=num_classes)
@@ -187,8 +197,11 @@ class EvalBatches:
                 num_batches += 1
         transform = self.loader.load.transform
         no_images = np.zeros((0, *height_width(transform.image_size), transform.channels), np.uint8)
+        no_labels = np.zeros(0, np.int32)
+        if self.loader.load.source.multi_label:
+            no_labels = np.zeros((0, self.loader.load.num_classes), bool)
         for _ in range(num_batches, len(self)):
-            yield self._pad({"image": no_images, "label": np.zeros(0, np.int32)})
+            yield self._pad({"image": no_images, "label": no_labels})
 
     def _pad(self, batch: Batch) -> Batch:
         num_valid = len(batch["label"])
@@ -215,7 +228,8 @@ def eval_batches(
 
     A batch has `"valid"`, bool `[B]`, beside image and label. Every example is valid exactly once over all processes:
     process p has the p-th consecutive part. Each process yields the same number of batches, filled up with zeros that
-    are not valid. Arguments as for `train_iterator`.
+    are not valid. Where the source has several labels an image, `label` is bool `[B, num_classes]`. Arguments as for
+    `train_iterator`.
     """
     transform = ImageTransform(
         image_size=image_size, channels=channels, crop=crop, crop_fraction=crop_fraction, interpolation=interpolation

@@ -68,7 +68,8 @@ class TfdsRecords:
 
     def __getitem__(self, index: int) -> dict:
         record = self.records[index]
-        return {"image": record[self.image_key], "label": int(record[self.label_key])}
+        label = np.asarray(record[self.label_key], np.int32)
+        return {"image": record[self.image_key], "label": label if label.ndim else int(label)}
 
     def describe(self, index: int) -> str:
         return f"record {index}"
@@ -76,13 +77,17 @@ class TfdsRecords:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ImageSource:
-    """Labelled images: `source[i]` is `{"image": uint8 [H, W, C] or an encoded file's bytes, "label": int}`."""
+    """Labelled images: `source[i]` is `{"image": uint8 [H, W, C] or an encoded file's bytes, "label": int}`.
+
+    With `multi_label` the label is int32 `[L]`, the classes of which any is right; L differs and may be 0.
+    """
 
     name: str
     records: Records
     order: np.ndarray  # [N] the index in `records` of each example
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    multi_label: bool = False
 
     def __len__(self) -> int:
         return len(self.order)
@@ -120,7 +125,8 @@ def make_source(
       name: `digits`, `fashion_mnist`, `synthetic`, `tfds:NAME` or `folder:PATH` (one folder a class, in PATH or in
         PATH/train and PATH/val, validation or test), or `my_module:my_source`, a function from the name of a split
         to an `ImageSource`.
-      split: `train` or `test` (`validation` where the source has one), or a slice as TFDS writes them: `train[:80%]`.
+      split: `train` or `test` (`validation` where the source has one, `all` of a folder with nothing but classes), or a
+        slice as TFDS writes them: `train[:80%]`.
       data_dir: the folder of the idx files of `fashion_mnist`, or of TFDS.
       image_size, channels, num_classes: what `synthetic` makes; other sources have their own.
 
@@ -144,6 +150,21 @@ def make_source(
         raise UserError(f"unknown data source {name!r}, known: {', '.join(SOURCES)}{did_you_mean(name, SOURCES)}")
     positions = split_range(split, len(opened.order))
     return dataclasses.replace(opened, name=f"{name} {split}", order=opened.order[positions.start : positions.stop])
+
+
+def evaluation_split(name: str, *, data_dir: str | None = None) -> str:
+    """Return the split of a source that published figures are about: `validation`, or `test` where there is none.
+
+    Of a folder with nothing but classes it is all of it. Arguments and errors as for `make_source`.
+    """
+    kind, _, argument = name.partition(":")
+    if kind == "tfds" and argument:
+        known = _tfds_builder(argument, data_dir).info.splits
+    elif kind == "folder" and argument:
+        known = folders.list_splits(pathlib.Path(argument).expanduser()) or ("all",)
+    else:
+        known = ("test",)
+    return next((split for split in ("validation", "test", "all") if split in known), "validation")
 
 
 def array_source(name: str, images: np.ndarray, labels: np.ndarray, *, num_classes: int) -> ImageSource:
@@ -224,15 +245,15 @@ def _synthetic(split: str, *, image_size: Size, channels: int, num_classes: int)
 
 def _folder(root: pathlib.Path, split: str) -> ImageSource:
     """Open images in one folder a class; without split folders a fixed, stratified tenth is the test split."""
-    _check_split(split, tuple(folders.SPLIT_FOLDERS), f"folder:{root}")
-    folder = folders.find_split(root, split)
-    if folder is None:
-        _check_split(split, ("train", "test"), f"folder:{root}")
+    if not folders.list_splits(root):
+        _check_split(split, ("train", "test", "all"), f"folder:{root}")
         class_names = folders.list_classes(root)
         records = folders.list_images(root, class_names)
         train, test = hold_out(records.labels, max(1, round(len(records) * folders.HELD_OUT_SHARE)))
-        order = train if split == "train" else test
+        order = {"train": train, "test": test, "all": shuffled(len(records))}[split]
     else:
+        _check_split(split, tuple(folders.SPLIT_FOLDERS), f"folder:{root}")
+        folder = folders.find_split(root, split)
         # The training classes number the labels of every split; a folder that only evaluates numbers its own.
         train_folder = root / "train"
         class_names = folders.list_classes(train_folder if train_folder.is_dir() else folder)
@@ -246,6 +267,28 @@ def _folder(root: pathlib.Path, split: str) -> ImageSource:
 def _tfds(name: str, split: str, data_dir: str | None) -> ImageSource:
     """Open a prepared TFDS data set through `as_data_source`, which needs array_record files and no TensorFlow."""
     import tensorflow_datasets as tfds  # imported late: only this source needs it
+
+    builder = _tfds_builder(name, data_dir)
+    _check_split(split, tuple(builder.info.splits), f"tfds:{name}")
+    features = builder.info.features
+    image_key = _only_feature(features, tfds.features.Image, name)
+    multi_label = "real_label" in features  # imagenet2012_real (arXiv 2006.07159), beside its original label
+    label_key = "real_label" if multi_label else _only_feature(features, tfds.features.ClassLabel, name)
+    records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+    label = features[label_key].feature if multi_label else features[label_key]
+    return ImageSource(
+        name=f"tfds:{name}",
+        records=TfdsRecords(records=records, image_key=image_key, label_key=label_key),
+        order=np.arange(len(records)),
+        num_classes=label.num_classes,
+        class_names=tuple(label.names) if label.names else None,
+        multi_label=multi_label,
+    )
+
+
+def _tfds_builder(name: str, data_dir: str | None):
+    """Return the TFDS builder of a data set that is there as array_record files; UserError where it is not."""
+    import tensorflow_datasets as tfds
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # tfds warns of what is told in one line below
@@ -267,19 +310,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> ImageSource:
         raise UserError(
             f"the TFDS data set {name!r} in {builder.data_path} is not array_record; prepare it by {prepare}"
         )
-    _check_split(split, tuple(builder.info.splits), f"tfds:{name}")
-    features = builder.info.features
-    image_key = _only_feature(features, tfds.features.Image, name)
-    label_key = _only_feature(features, tfds.features.ClassLabel, name)
-    records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
-    label = features[label_key]
-    return ImageSource(
-        name=f"tfds:{name}",
-        records=TfdsRecords(records=records, image_key=image_key, label_key=label_key),
-        order=np.arange(len(records)),
-        num_classes=label.num_classes,
-        class_names=tuple(label.names) if label.names else None,
-    )
+    return builder
 
 
 def _only_feature(features, kind: type, name: str) -> str:

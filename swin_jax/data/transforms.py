@@ -14,7 +14,7 @@ from PIL import Image
 from swin_jax.errors import UserError, did_you_mean
 
 Size = int | tuple[int, int]
-Crop = Literal["resize", "random_resized", "center", "none"]
+Crop = Literal["resize", "random_resized", "center", "squash", "none"]
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -24,7 +24,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 MODES = {1: "L", 3: "RGB"}
-CROPS = ("resize", "random_resized", "center", "none")
+CROPS = ("resize", "random_resized", "center", "squash", "none")
 
 
 def height_width(image_size: Size) -> tuple[int, int]:
@@ -134,6 +134,22 @@ def center_crop(
         new_size = round(pil.height / ratio), round(pil.width / ratio)
     if new_size != (pil.height, pil.width):
         pil = resize(pil, new_size, interpolation=interpolation)
+    return _cut_center(pil, height, width)
+
+
+def squash_crop(
+    pil: Image.Image, image_size: Size, *, crop_fraction: float = 1.0, interpolation: str = "bicubic"
+) -> Image.Image:
+    """Resize the image to floor(image_size / crop_fraction), whatever its shape, then cut `image_size` from its centre.
+
+    timm's `crop_mode="squash"`.
+    """
+    height, width = height_width(image_size)
+    whole = math.floor(height / crop_fraction), math.floor(width / crop_fraction)
+    return _cut_center(resize(pil, whole, interpolation=interpolation), height, width)
+
+
+def _cut_center(pil: Image.Image, height: int, width: int) -> Image.Image:
     top, left = round((pil.height - height) / 2), round((pil.width - width) / 2)
     return pil.crop((left, top, left + width, top + height))
 
@@ -177,6 +193,8 @@ class ImageTransform:
             pil = random_resized_crop(pil, size, rng, scale=self.crop_scale, interpolation=self.interpolation)
         elif self.crop == "center":
             pil = center_crop(pil, size, crop_fraction=self.crop_fraction, interpolation=self.interpolation)
+        elif self.crop == "squash":
+            pil = squash_crop(pil, size, crop_fraction=self.crop_fraction, interpolation=self.interpolation)
         elif self.crop == "resize":
             pil = resize(pil, size, interpolation=self.interpolation)
         elif (pil.height, pil.width) != size:

@@ -1,0 +1,104 @@
+"""Evaluate a checkpoint of a run: python -m swin_jax.evaluate --workdir=DIR [--checkpoint=best|latest|STEP]
+or published weights: python -m swin_jax.evaluate --model=NAME --pretrained=FILE|hf:ORG/NAME
+                      --data=tfds:imagenet2012|folder:PATH [--split=...] [--variant=...] [--protocol=timm|official]
+
+The config is the workdir's own, the preprocessing that of the preset; published figures are printed beside the measured
+ones. The figures do not depend on the batch size or the devices.
+"""
+
+import itertools
+import pathlib
+import time
+from typing import Any
+
+from absl import flags
+
+from swin_jax.commands import config_from_json, run_command
+from swin_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=FLAGS)
+flags.DEFINE_string("checkpoint", "best", "Of the run: best, latest or a step.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "batch_size", 0, "Images at a time on all devices; 0 for the run's own, or 128.", flag_values=FLAGS
+)
+flags.DEFINE_string("model", None, "Name of a published model.", flag_values=FLAGS)
+flags.DEFINE_string("pretrained", None, "Its weights: a file, or hf:ORG/NAME.", flag_values=FLAGS)
+flags.DEFINE_string("data", None, "Its data: tfds:NAME, folder:PATH, ...", flag_values=FLAGS)
+flags.DEFINE_string("split", "", "Of the data; by default the one kept for evaluation.", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", "", "Folder of the data, for TFDS.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "variant", "", "The weights' pre-training as timm's tag, if their name has none.", flag_values=FLAGS
+)
+flags.DEFINE_string("protocol", "timm", "Whose preprocessing: timm or official.", flag_values=FLAGS)
+flags.DEFINE_integer("image_size", 0, "Side to evaluate at; 0 for the model's own.", flag_values=FLAGS)
+OF_PUBLISHED = ("model", "pretrained", "data")
+
+
+def main(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
+    given = [name for name in OF_PUBLISHED if flag_values[name].value]
+    if not flag_values.workdir and not given:
+        raise UserError("--workdir=... is missing, or --model=... --pretrained=... --data=...")
+    if flag_values.workdir:
+        if given:
+            raise UserError(f"--workdir evaluates a run, --{given[0]} published weights: give one of them")
+        return evaluate_run(
+            pathlib.Path(flag_values.workdir), checkpoint=flag_values.checkpoint, batch_size=flag_values.batch_size
+        )
+    missing = [name for name in OF_PUBLISHED if name not in given]
+    if missing:
+        raise UserError(f"--{missing[0]}=... is missing")
+    from swin_jax.evaluate_published import evaluate_published
+
+    return evaluate_published(
+        flag_values.model,
+        flag_values.pretrained,
+        data=flag_values.data,
+        split=flag_values.split,
+        data_dir=flag_values.data_dir,
+        batch_size=flag_values.batch_size,
+        variant=flag_values.variant,
+        protocol=flag_values.protocol,
+        image_size=flag_values.image_size,
+    )
+
+
+def evaluate_run(workdir: pathlib.Path, *, checkpoint: str = "best", batch_size: int = 0) -> dict[str, Any]:
+    """Return the figures of one checkpoint over the run's evaluation split. Raises UserError if it cannot be used."""
+    import jax
+
+    from swin_jax.training import sharding
+    from swin_jax.training.checkpoint import Checkpoints
+    from swin_jax.training.experiment import build, compile_steps, evaluation_batches
+    from swin_jax.training.step import evaluate
+    from swin_jax.training.workdir import read_config
+
+    if batch_size < 0:
+        raise UserError(f"batch_size={batch_size} must be at least 1")
+    config = config_from_json(read_config(workdir))
+    mesh = sharding.make_mesh()
+    experiment = build(config, mesh)
+    with jax.set_mesh(mesh):
+        checkpoints = Checkpoints(workdir / "checkpoints", best_metric=experiment.task.best_metric, read_only=True)
+        restored = checkpoints.restore(experiment.target, which=checkpoint)
+        checkpoints.close()
+        if restored is None:
+            raise UserError(f"{workdir} has no checkpoint yet")
+        shards = sharding.batch_shards(mesh)
+        batch_size = -(-(batch_size or config.batch_size) // shards) * shards
+        batches = evaluation_batches(config, experiment, batch_size=batch_size)
+        _, eval_step = compile_steps(config, experiment)
+        evaluate(eval_step, experiment.task, itertools.islice(batches, 1), restored.state, mesh)  # compiles
+        start = time.perf_counter()
+        figures = evaluate(eval_step, experiment.task, batches, restored.state, mesh)
+        seconds = time.perf_counter() - start
+    return {
+        "step": int(restored.state.step),
+        **figures,
+        "images_per_second": round(figures["count"] / seconds, 1),
+        "workdir": str(workdir),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main, FLAGS)

@@ -1,0 +1,123 @@
+"""Every key of an experiment's config, with its default; a config file sets the ones it changes."""
+
+import functools
+
+from ml_collections import ConfigDict, config_dict
+
+from swin_jax.errors import UserError
+
+
+def default_config() -> ConfigDict:
+    """Return the locked config with every key; only `model` takes further keys, the model's constructor arguments.
+
+    Tuples stand for sequences (ml_collections cannot override lists), `0` and `""` for "not set".
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.total_epochs = 1
+    config.total_steps = 0  # 0: total_epochs; otherwise the length of the run in updates
+    config.batch_size = 128  # over all devices
+    config.eval_every_epochs = 1  # 0: only at the end
+    config.checkpoint_every_epochs = 1  # 0: only at the end
+    config.keep_checkpoints = 2  # the newest ones, and the best one besides
+    config.log_every_steps = 50
+    config.ema_decay = 0.0  # 0: off; otherwise the averaged parameters are the ones evaluated
+    config.init_from = ""  # published weights to start from: a file, or hf:ORG/NAME; "": the model's own initial values
+    config.init_fresh_head = False  # keep the model's own head, for another number of classes
+    config.init_resize = ""  # bicubic, geometric: for another resolution or window; "": an error if they differ
+    config.init_class_map = ""  # file with the number of the checkpoint's class for each of ours, one a line
+
+    config.model = ConfigDict()
+    config.model.name = "swin"  # num_classes, image_size and in_channels come from `data`
+
+    config.data = ConfigDict()
+    config.data.source = "digits"  # digits, fashion_mnist, synthetic, tfds:NAME, folder:PATH
+    config.data.data_dir = ""
+    config.data.train_split = "train"
+    config.data.eval_split = "test"
+    config.data.image_size = config_dict.FieldReference(224, field_type=object)  # S or (H, W)
+    config.data.channels = 3
+    config.data.num_classes = 0  # 0: as many as the source has
+    config.data.crop = "random_resized"  # resize, random_resized, center, none
+    config.data.eval_crop = "center"  # resize, center, none
+    config.data.crop_fraction = 0.875
+    config.data.crop_scale = (0.08, 1.0)
+    config.data.flip = False
+    config.data.interpolation = "bicubic"
+    config.data.num_threads = 16
+    config.data.worker_count = 0
+
+    config.task = ConfigDict()
+    config.task.name = "classification"
+    config.task.label_smoothing = 0.0
+    config.task.mean = (0.485, 0.456, 0.406)
+    config.task.std = (0.229, 0.224, 0.225)
+    config.task.mixup_alpha = 0.0
+    config.task.cutmix_alpha = 0.0
+    config.task.mix_prob = 1.0
+    config.task.mix_switch_prob = 0.5
+    config.task.augment = ConfigDict()  # on the device; the arguments of data.augment.augment
+    config.task.augment.crop_padding = 0
+    config.task.augment.flip = False
+    config.task.augment.degrees = 0.0
+    config.task.augment.translate = 0.0
+    config.task.augment.scale = 0.0
+    config.task.augment.shear = 0.0
+    config.task.augment.erasing = 0.0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw, sgd
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"  # cosine, constant; both after a linear warm-up
+    config.optimizer.final_learning_rate = 0.0
+    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.warmup_learning_rate = 0.0
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.momentum = 0.9  # sgd
+    config.optimizer.nesterov = True  # sgd
+    config.optimizer.grad_clip_norm = 0.0  # 0: off
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # -1: all the devices that fsdp and tensor leave
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.lock()
+    config.model.unlock()
+    return config
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raise a UserError for a value that no run can have."""
+    size = config.data.image_size
+    size = (size, size) if isinstance(size, int) else size
+    if not (isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        raise UserError(f"data.image_size={config.data.image_size!r} must be a positive number or two of them")
+    bounds = (
+        ("batch_size", 1, None),
+        ("data.channels", 1, None),
+        ("data.num_classes", 0, None),
+        ("data.num_threads", 0, None),
+        ("data.worker_count", 0, None),
+        ("seed", 0, 2**31),
+        ("total_epochs", 1, None),
+        ("total_steps", 0, None),
+        ("eval_every_epochs", 0, None),
+        ("checkpoint_every_epochs", 0, None),
+        ("keep_checkpoints", 1, None),
+        ("log_every_steps", 1, None),
+        ("ema_decay", 0, 1),
+        ("optimizer.learning_rate", 0, None),
+        ("optimizer.final_learning_rate", 0, None),
+        ("optimizer.warmup_learning_rate", 0, None),
+        ("optimizer.warmup_epochs", 0, None),
+        ("optimizer.weight_decay", 0, None),
+        ("optimizer.grad_clip_norm", 0, None),
+    )
+    for key, low, high in bounds:
+        value = functools.reduce(getattr, key.split("."), config)
+        if not (value >= low and (high is None or value < high)):
+            raise UserError(f"{key}={value} must be at least {low}" + (f" and less than {high}" if high else ""))

@@ -1,0 +1,178 @@
+"""A training run from a config: build everything, go on from the newest checkpoint, update, evaluate, save."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import platform
+import re
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from swin_jax.training import sharding
+from swin_jax.training import workdir as workdirs
+from swin_jax.training.checkpoint import Checkpoints
+from swin_jax.training.experiment import (
+    Experiment,
+    build,
+    compile_steps,
+    evaluation_batches,
+    initial_state,
+    train_batches,
+)
+from swin_jax.training.metrics import MetricWriter
+from swin_jax.training.step import evaluate
+
+
+def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dict[str, Any]:
+    """Train as `config` says, going on where `workdir` stopped, and return the figures of the end.
+
+    SIGTERM makes it save and return early. Raises UserError for mistakes in the config or the workdir, before anything
+    is written, and FloatingPointError if the run diverges, before anything is saved.
+    """
+    cache_compilations()
+    if distributed:
+        sharding.initialize_distributed()
+    folder = pathlib.Path(workdir)
+    workdirs.check_workdir(folder, config)
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch_size(config.batch_size, mesh)
+    experiment = build(config, mesh)
+    iterator = train_batches(config, experiment)
+    batches_to_evaluate = evaluation_batches(config, experiment, batch_size=config.batch_size)
+
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        initial = None if workdirs.has_checkpoints(folder) else initial_state(config, experiment)
+        if jax.process_index() == 0:
+            workdirs.create_workdir(folder, config)
+        checkpoints = stack.enter_context(
+            contextlib.closing(
+                Checkpoints(
+                    folder / "checkpoints", keep=config.keep_checkpoints, best_metric=experiment.task.best_metric
+                )
+            )
+        )
+        restored = checkpoints.restore(experiment.target, iterator)
+        state = restored.state if restored else initial
+        progress = Progress(**restored.record) if restored else Progress()
+        start, total = int(state.step), experiment.total_steps
+        if start >= total:
+            if jax.process_index() == 0:
+                print(f"{folder} holds a finished run of {total} steps")
+            return progress.summary(start, folder)
+
+        train_step, eval_step = compile_steps(config, experiment)
+        writer = stack.enter_context(
+            contextlib.closing(
+                MetricWriter(
+                    folder,
+                    start_step=start,
+                    total_steps=total,
+                    batch_size=config.batch_size,
+                    log_every_steps=config.log_every_steps,
+                    active=jax.process_index() == 0,
+                )
+            )
+        )
+        if restored:
+            writer.tell(f"going on from step {start} of {total}")
+        stop_requested = stack.enter_context(stop_on_signal(checkpoints))
+        clock = time.perf_counter() - progress.seconds
+        for step in range(start + 1, total + 1):
+            state, metrics = train_step(state, sharding.global_batch(next(iterator), mesh), config.seed)
+            writer.push(step, metrics)
+
+            stop = stop_requested(step)
+            evaluating = is_due(step, config.eval_every_epochs, experiment)
+            saving = stop or is_due(step, config.checkpoint_every_epochs, experiment)
+            if not (evaluating or saving):
+                continue
+            writer.drain()
+            figures = None
+            if evaluating:
+                figures = evaluate(eval_step, experiment.task, batches_to_evaluate, state, mesh)
+                writer.write_evaluation(step, figures)
+                progress.evaluated(step, figures, best_metric=experiment.task.best_metric)
+            if saving:
+                progress.images_per_second = round(writer.images_per_second, 1)
+                progress.seconds = round(time.perf_counter() - clock, 1)
+                checkpoints.save(state, iterator, metrics=figures, record=dataclasses.asdict(progress))
+            if stop:
+                writer.tell(f"asked to stop: saved step {step} of {total}")
+                break
+    return progress.summary(step, folder)
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run has come to, saved with each checkpoint."""
+
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    figures: dict[str, float] | None = None  # of the newest evaluation
+    best: dict[str, float] | None = None
+
+    def evaluated(self, step: int, figures: dict[str, float], *, best_metric: str) -> None:
+        """Take note of an evaluation. Raises FloatingPointError if a figure is not finite."""
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"eval/{name} is {value} at step {step}: the run has diverged")
+        self.figures = figures
+        key = f"eval/{best_metric}"
+        if self.best is None or figures[best_metric] >= self.best[key]:
+            self.best = {"step": step, key: figures[best_metric]}
+
+    def summary(self, step: int, workdir: pathlib.Path) -> dict[str, Any]:
+        """Return the last line of a run."""
+        return {
+            "step": step,
+            **{f"eval/{name}": value for name, value in (self.figures or {}).items()},
+            "best": self.best,
+            "workdir": str(workdir),
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+        }
+
+
+def is_due(step: int, every_epochs: int, experiment: Experiment) -> bool:
+    """Return whether something done every so many epochs is done after `step`; after the last one everything is."""
+    due = every_epochs and step % (every_epochs * experiment.steps_per_epoch) == 0
+    return bool(due) or step == experiment.total_steps
+
+
+def cache_compilations() -> None:
+    """Keep compiled programs for the next start, unless JAX_COMPILATION_CACHE_DIR says where already.
+
+    Each kind of processor has its own folder: code for one may not run on another that shares the home folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cpuinfo = pathlib.Path("/proc/cpuinfo")
+        features = re.findall(
+            r"^(?:flags|Features)\s*:.*", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE
+        )
+        kind = f"{platform.machine()}-{zlib.crc32(''.join(features[:1]).encode()):08x}"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "swin_jax" / kind))
+
+
+@contextlib.contextmanager
+def stop_on_signal(checkpoints: Checkpoints) -> Iterator[Callable[[int], bool]]:
+    """Yield a function that tells, after each step, whether to save and stop: on SIGTERM, or as the cluster agrees."""
+    if jax.distributed.is_initialized():
+        yield checkpoints.reached_preemption
+        return
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no signal handlers
+        yield lambda step: False
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,167 @@
+"""What a run tells: metrics.jsonl, TensorBoard, a progress bar on a terminal and plain lines elsewhere."""
+
+import collections
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+import jax
+import tensorboardX
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from swin_jax.training.step import MAX_PENDING
+from swin_jax.training.workdir import write_atomically
+
+
+class MetricWriter:
+    """Receives the metrics of every update without waiting for them, and writes every `log_every_steps`-th.
+
+    On any but the first host (`active=False`) it writes nothing but still keeps the pace and watches the numbers.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        batch_size: int,
+        log_every_steps: int,
+        active: bool = True,
+    ):
+        self.total_steps, self.batch_size, self.log_every_steps = total_steps, batch_size, log_every_steps
+        self.active = active
+        self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._start_step, self._start_time = start_step, time.perf_counter()
+        self._last_done: float | None = None  # when the last update was done, if the next one follows without a pause
+        self._window, self._whole = _Rate(), _Rate()
+        self._latest: dict[str, float] = {}
+        if active:
+            drop_after(workdir / "metrics.jsonl", start_step)
+            self._file = (workdir / "metrics.jsonl").open("a")
+            self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
+        self._progress = _progress_bar(start_step, total_steps) if active and sys.stdout.isatty() else None
+
+    @property
+    def images_per_second(self) -> float:
+        """Training throughput so far, without compilation, evaluation and pauses."""
+        return self._whole.value
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of update `step`; waits only where the host is `MAX_PENDING` updates ahead."""
+        self._pending.append((step, metrics))
+        if len(self._pending) > MAX_PENDING:
+            self._finish_oldest()
+
+    def drain(self) -> None:
+        """Wait for all updates. Raises FloatingPointError if the newest is not finite."""
+        while self._pending:
+            self._finish_oldest()
+        self._last_done = None
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl and to TensorBoard."""
+        if not self.active:
+            return
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def write_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write an evaluation's figures, and tell them in a line."""
+        self.write(step, {f"eval/{name}": value for name, value in figures.items()})
+        seconds_a_step = (time.perf_counter() - self._start_time) / max(step - self._start_step, 1)
+        eta = time.strftime("%H:%M:%S", time.gmtime(seconds_a_step * (self.total_steps - step)))
+        told = [f"eval/{name} {value:.4f}" for name, value in figures.items() if isinstance(value, float)]
+        loss = [f"train/loss {self._latest['loss']:.4f}"] if "loss" in self._latest else []
+        rate = f"{self.images_per_second:.0f} images/s"
+        self.tell("  ".join([f"step {step}/{self.total_steps}", *loss, *told, rate, f"ETA {eta}"]))
+
+    def tell(self, line: str) -> None:
+        """Print a line to stdout, above the progress bar if there is one."""
+        if self._progress is not None:
+            self._progress.console.print(line, highlight=False, soft_wrap=True)
+        elif self.active:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Close the files and take the progress bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+        if self.active:
+            self._file.close()
+            self._tensorboard.close()
+
+    def _finish_oldest(self) -> None:
+        step, metrics = self._pending.popleft()
+        jax.block_until_ready(metrics)
+        now = time.perf_counter()
+        if self._last_done is not None:
+            self._window.add(self.batch_size, now - self._last_done)
+            self._whole.add(self.batch_size, now - self._last_done)
+        self._last_done = now
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step, rate=self._whole.value)
+        due = step % self.log_every_steps == 0 or step == self.total_steps
+        if not due and self._pending:
+            return
+        self._latest = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(self._latest[name]):
+                raise FloatingPointError(f"train/{name} is {self._latest[name]} at step {step}: the run has diverged")
+        if due:
+            scalars = {f"train/{name}": value for name, value in self._latest.items()}
+            self.write(step, scalars | {"train/images_per_second": self._window.value or self._whole.value})
+            self._window = _Rate()
+
+
+class _Rate:
+    """Things per second."""
+
+    def __init__(self):
+        self.count, self.seconds = 0, 0.0
+
+    def add(self, count: int, seconds: float) -> None:
+        self.count += count
+        self.seconds += seconds
+
+    @property
+    def value(self) -> float:
+        return self.count / self.seconds if self.seconds else 0.0
+
+
+def drop_after(path: pathlib.Path, step: int) -> None:
+    """Take the lines of later steps, and one cut short, out of a metrics.jsonl: a resumed run writes them again."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) < len(lines):
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _progress_bar(start_step: int, total_steps: int) -> Progress:
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[rate]:.0f} images/s"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    progress.add_task("train", total=total_steps, completed=start_step, rate=0.0)
+    progress.start()
+    return progress

@@ -1,0 +1,110 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from swin_jax.errors import UserError
+from swin_jax.tasks import create_task
+
+
+class Recorder:
+    """A model that returns fixed logits and keeps the images it was given."""
+
+    def __init__(self, logits):
+        self.logits = jnp.asarray(logits, jnp.float32)
+
+    def __call__(self, images, *, rngs=None):
+        self.images = images
+        return self.logits
+
+
+def make_task(**options):
+    return create_task("classification", **{"num_classes": 6, "mean": (0.5,), "std": (0.25,), **options})
+
+
+def make_batch(labels):
+    return {"image": jnp.full((len(labels), 4, 4, 1), 255, jnp.uint8), "label": jnp.asarray(labels, jnp.int32)}
+
+
+def rngs():
+    return nnx.Rngs(dropout=0, augment=1)
+
+
+LOGITS = np.random.default_rng(0).normal(size=(4, 6))
+LOG_PROBABILITIES = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_torch_cross_entropy(smoothing):
+    labels = [0, 5, 2, 1]
+    model = Recorder(LOGITS)
+    loss, metrics = make_task(label_smoothing=smoothing).loss(model, make_batch(labels), rngs())
+    nll = -LOG_PROBABILITIES[np.arange(4), labels]
+    expected = (1 - smoothing) * nll - smoothing * LOG_PROBABILITIES.mean(-1)
+    assert float(loss) == pytest.approx(expected.mean(), rel=1e-6)
+    assert float(metrics["accuracy"]) == pytest.approx((LOGITS.argmax(-1) == labels).mean())
+    np.testing.assert_allclose(model.images, 2.0)
+
+
+def test_mixed_images_have_mixed_targets():
+    task = make_task(mixup_alpha=1.0)
+    batch = make_batch([0, 1, 2, 3])
+    batch["image"] = jnp.asarray(np.arange(4)[:, None, None, None] * 60 + np.zeros((4, 4, 4, 1)), jnp.uint8)
+    model = Recorder(LOGITS)
+    loss, _ = task.loss(model, batch, rngs())
+    plain = (np.arange(4) * 60 / 255 - 0.5) / 0.25
+    share = (model.images[0, 0, 0, 0] - plain[3]) / (plain[0] - plain[3])
+    assert 0 < share < 1
+    nll = -LOG_PROBABILITIES
+    expected = [share * nll[i, i] + (1 - share) * nll[i, 3 - i] for i in range(4)]
+    assert float(loss) == pytest.approx(float(np.mean(expected)), rel=1e-4)
+
+
+def test_background_of_augmentation_is_black():
+    model = Recorder(LOGITS)
+    make_task(augment={"translate": 0.5}).loss(model, make_batch([0, 1, 2, 3]), rngs())
+    assert float(model.images.min()) == pytest.approx((0 - 0.5) / 0.25)
+
+
+def test_evaluation_sums_valid_examples():
+    labels = [int(LOGITS[0].argmax()), int(LOGITS[1].argmin()), int(np.argsort(LOGITS[2])[-5]), 0]
+    batch = make_batch(labels) | {"valid": jnp.array([True, True, True, False])}
+    sums = make_task().evaluate(Recorder(LOGITS), batch)
+    assert {name: int(sums[name]) for name in ("accuracy", "top5", "count")} == {"accuracy": 1, "top5": 2, "count": 3}
+    assert float(sums["loss"]) == pytest.approx(-LOG_PROBABILITIES[np.arange(3), labels[:3]].sum(), rel=1e-5)
+    figures = make_task().summarize({name: float(value) for name, value in sums.items()})
+    assert figures["accuracy"] == pytest.approx(1 / 3)
+    assert figures["count"] == 3
+
+
+def test_few_classes_have_a_top5():
+    logits = np.eye(3)
+    batch = make_batch([0, 0, 0]) | {"valid": jnp.ones(3, bool)}
+    sums = make_task(num_classes=3).evaluate(Recorder(logits), batch)
+    assert int(sums["top5"]) == 3
+
+
+def test_padding_of_not_a_number_counts_nothing():
+    logits = np.array([[1.0, 0.0], [np.nan, np.nan]])
+    batch = make_batch([0, 0]) | {"valid": jnp.array([True, False])}
+    sums = jax.device_get(make_task(num_classes=2).evaluate(Recorder(logits), batch))
+    assert np.isfinite(sums["loss"])
+    assert sums["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"label_smoothing": 1.0}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}],
+)
+def test_options_that_do_not_fit(options):
+    with pytest.raises(UserError):
+        make_task(**options).loss(Recorder(LOGITS), make_batch([0, 1, 2, 3]), rngs())
+
+
+def test_tasks_by_name():
+    with pytest.raises(UserError, match="did you mean 'classification'"):
+        create_task("clasification")
+    with pytest.raises(UserError, match="cannot be imported"):
+        create_task("no_such_module:Task")
+    assert create_task("fractions:Fraction", numerator=1) == 1

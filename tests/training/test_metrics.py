@@ -1,0 +1,73 @@
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from swin_jax.training.metrics import MetricWriter, drop_after
+
+
+def make_writer(folder, **changes):
+    options = {"start_step": 0, "total_steps": 10, "batch_size": 4, "log_every_steps": 3}
+    return MetricWriter(folder, **{**options, **changes})
+
+
+def metrics(loss):
+    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0)}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_writes_every_so_many_steps_and_the_last(tmp_path, capsys):
+    writer = make_writer(tmp_path)
+    for step in range(1, 11):
+        writer.push(step, metrics(step))
+    writer.drain()
+    writer.write_evaluation(10, {"accuracy": 0.5, "count": 8})
+    writer.close()
+    written = lines(tmp_path)
+    assert [line["step"] for line in written] == [3, 6, 9, 10, 10]
+    assert [line["train/loss"] for line in written[:4]] == [3.0, 6.0, 9.0, 10.0]
+    assert all(line["train/images_per_second"] > 0 for line in written[:4])
+    assert written[4] == {"step": 10, "eval/accuracy": 0.5, "eval/count": 8}
+    assert "step 10/10  train/loss 10.0000  eval/accuracy 0.5000" in capsys.readouterr().out
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_divergence_stops_the_run(tmp_path, broken):
+    writer = make_writer(tmp_path)
+    writer.push(1, metrics(1.0))
+    writer.push(2, metrics(broken))
+    with pytest.raises(FloatingPointError, match=r"train/loss is (nan|inf) at step 2"):
+        writer.drain()
+
+
+def test_resuming_drops_what_comes_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in (2, 4, 4, 6)) + '{"step": 8, "train/lo')
+    writer = make_writer(tmp_path, start_step=4)
+    writer.write(5, {"train/loss": 1.0})
+    writer.close()
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 4, 5]
+
+
+def test_nothing_to_drop_leaves_the_file_alone(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2}\n')
+    before = path.stat().st_ino
+    drop_after(path, 2)
+    drop_after(tmp_path / "none.jsonl", 2)
+    assert path.stat().st_ino == before
+
+
+def test_other_hosts_write_nothing(tmp_path, capsys):
+    writer = make_writer(tmp_path, active=False)
+    for step in range(1, 11):
+        writer.push(step, metrics(step))
+    writer.drain()
+    writer.write_evaluation(10, {"accuracy": 0.5})
+    writer.close()
+    assert not list(tmp_path.iterdir())
+    assert not capsys.readouterr().out

@@ -1,0 +1,121 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from swin_jax.errors import UserError
+from swin_jax.training import sharding
+from swin_jax.training.state import split_model
+from swin_jax.training.step import evaluate, step_rngs
+from tests.training.conftest import Setup, SmallModel
+
+
+def test_split_and_merge_give_the_model_back():
+    model = SmallModel(rngs=nnx.Rngs(3))
+    images = jnp.linspace(0, 1, 32).reshape(2, 4, 4, 1)
+    model_def, params, model_state = split_model(model)
+    assert set(params) == {"blocks", "norm"}
+    assert set(params["blocks"]) == {"0", "1"}
+    assert set(model_state["norm"]) == {"mean", "var"}
+    assert "scale" in model_state
+    np.testing.assert_array_equal(model_def.merge(params, model_state)(images), model(images))
+
+
+def test_random_state_in_the_model_is_rejected():
+    class Stateful(nnx.Module):
+        def __init__(self):
+            self.blocks = nnx.List([nnx.Dropout(0.1, rngs=nnx.Rngs(0))])
+
+    with pytest.raises(UserError, match=r"blocks\.0"):
+        split_model(Stateful())
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "axes"),
+    [(2, {}), (8, {}), (4, {"fsdp": 4}), (8, {"fsdp": 2, "tensor": 2}), (2, {"tensor": 2})],
+)
+def test_any_mesh_gives_the_same_updates(num_devices, axes, setup):
+    other = Setup(num_devices, ema_decay=0.9, **axes)
+    state, other_state = setup.init(), other.init()
+    for number in range(3):
+        state, metrics = setup.train_step(state, setup.batch(number), 7)
+        other_state, other_metrics = other.train_step(other_state, other.batch(number), 7)
+        for name in metrics:
+            assert float(metrics[name]) == pytest.approx(float(other_metrics[name]), rel=1e-5, abs=1e-6), name
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        jax.device_get(state.ema_params),
+        jax.device_get(other_state.ema_params),
+    )
+
+
+def test_step_donates_updates_and_averages(setup):
+    before, twin = setup.init(), setup.init()
+    old = jax.device_get((twin.params, twin.ema_params, twin.model_state))
+    after, metrics = setup.train_step(before, setup.batch(), 0)
+    assert before.params["blocks"]["0"]["kernel"].is_deleted()
+    assert int(after.step) == 1
+    assert set(metrics) == {"loss", "accuracy", "grad_norm", "param_norm", "learning_rate"}
+    assert float(metrics["learning_rate"]) == pytest.approx(1e-3)
+    jax.tree.map(
+        lambda ema, previous, new: np.testing.assert_allclose(ema, 0.9 * previous + 0.1 * new, rtol=1e-5, atol=1e-7),
+        jax.device_get(after.ema_params),
+        old[1],
+        jax.device_get(after.params),
+    )
+    assert np.abs(jax.device_get(after.params)["blocks"]["0"]["kernel"] - old[0]["blocks"]["0"]["kernel"]).max() > 1e-4
+    assert np.abs(after.model_state["norm"]["mean"] - old[2]["norm"]["mean"]).max() > 0
+    np.testing.assert_array_equal(after.model_state["scale"], old[2]["scale"])
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+    def draw(seed, step):
+        rngs = step_rngs(seed, step)
+        return np.asarray(jax.random.normal(rngs.dropout(), (4,))), np.asarray(jax.random.normal(rngs.augment(), (4,)))
+
+    np.testing.assert_array_equal(draw(0, 3), draw(0, 3))
+    draws = np.concatenate([*draw(0, 3), *draw(1, 3), *draw(0, 4)])
+    assert len(set(draws.tolist())) == len(draws)
+
+
+def test_dropout_follows_the_seed(setup):
+    losses = {float(setup.train_step(setup.init(), setup.batch(), seed)[1]["loss"]) for seed in (0, 0, 1)}
+    assert len(losses) == 2
+
+
+def numpy_batches(images, labels, size):
+    for start in range(0, len(images), size):
+        image, label = images[start : start + size], labels[start : start + size]
+        missing = size - len(image)
+        yield {
+            "image": np.pad(image, [(0, missing), (0, 0), (0, 0), (0, 0)]),
+            "label": np.pad(label, (0, missing)),
+            "valid": np.arange(size) < len(image),
+        }
+
+
+@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 7), (1, 64), (4, 8), (8, 16)])
+def test_evaluation_is_exact_for_any_batch_size_and_devices(num_devices, batch_size):
+    setup = Setup(num_devices)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (37, 4, 4, 1), np.uint8), rng.integers(0, 10, 37).astype(np.int32)
+    state = setup.init()
+    figures = evaluate(setup.eval_step, setup.task, numpy_batches(images, labels, batch_size), state, setup.mesh)
+
+    model = SmallModel(rngs=nnx.Rngs(0))
+    logits = np.asarray(model((images / 255.0 - 0.5) / 0.5), np.float64)
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    ranks = (logits > logits[np.arange(37), labels][:, None]).sum(-1)
+    assert figures["count"] == 37
+    assert figures["accuracy"] == pytest.approx((ranks == 0).mean())
+    assert figures["top5"] == pytest.approx((ranks < 5).mean())
+    assert figures["loss"] == pytest.approx(-log_probabilities[np.arange(37), labels].mean(), rel=1e-5)
+
+
+def test_evaluation_uses_the_averaged_parameters(setup):
+    state = setup.init()
+    for number in range(3):
+        state, _ = setup.train_step(state, setup.batch(number), 0)
+    assert state.eval_params is state.ema_params
+    assert sharding.batch_shards(setup.mesh) == 1

@@ -1,0 +1,109 @@
+import json
+
+import pytest
+
+from swin_jax.errors import UserError
+from swin_jax.training import workdir as workdirs
+from swin_jax.training.default_config import check_config, default_config
+
+
+def changed_config(**values):
+    config = default_config()
+    for key, value in values.items():
+        config[key] = value
+    return config
+
+
+def test_config_round_trip(tmp_path):
+    config = default_config()
+    config.model.depths = (2, 2)
+    workdirs.create_workdir(tmp_path / "run", config)
+    workdirs.check_workdir(tmp_path / "run", config)
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["model"]["depths"] == [2, 2]
+    assert written["data"]["image_size"] == 224
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
+
+
+def test_another_config_is_refused_key_by_key(tmp_path):
+    workdirs.create_workdir(tmp_path, default_config())
+    before = (tmp_path / "config.json").read_bytes()
+    config = changed_config(total_epochs=5)
+    config.optimizer.learning_rate = 0.5
+    config.model.depths = (2, 2)
+    with pytest.raises(UserError) as error:
+        workdirs.check_workdir(tmp_path, config)
+    for part in ("total_epochs: 1 → 5", "optimizer.learning_rate: 0.001 → 0.5", "model.depths: 'unset' → [2, 2]"):
+        assert part in str(error.value)
+    assert "seed" not in str(error.value)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_another_machine_is_no_other_config(tmp_path):
+    workdirs.create_workdir(tmp_path, default_config())
+    config = default_config()
+    config.mesh.fsdp = 4
+    config.data.data_dir = "/elsewhere"
+    workdirs.check_workdir(tmp_path, config)
+
+
+def test_a_key_that_came_later_had_its_default(tmp_path):
+    workdirs.create_workdir(tmp_path, default_config())
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["ema_decay"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    workdirs.check_workdir(tmp_path, default_config())
+    with pytest.raises(UserError, match=r"ema_decay: 0\.0 → 0\.9"):
+        workdirs.check_workdir(tmp_path, changed_config(ema_decay=0.9))
+
+
+def test_config_must_be_data():
+    config = default_config()
+    config.model.norm = lambda: None
+    with pytest.raises(UserError, match="pure data"):
+        workdirs.config_to_dict(config)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_damaged_config_json(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        workdirs.check_workdir(tmp_path, default_config())
+
+
+def test_checkpoints_without_a_config(tmp_path):
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        workdirs.check_workdir(tmp_path, default_config())
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="not a folder"):
+        workdirs.check_workdir(tmp_path / "file", default_config())
+    with pytest.raises(UserError, match="cannot be written"):
+        workdirs.create_workdir(tmp_path / "file" / "run", default_config())
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", -8),
+        ("total_epochs", 0),
+        ("log_every_steps", 0),
+        ("ema_decay", 1.0),
+        ("seed", -1),
+        ("data.image_size", 0),
+        ("data.image_size", (16, 16, 3)),
+        ("data.image_size", "16"),
+        ("optimizer.learning_rate", float("nan")),
+    ],
+)
+def test_values_no_run_can_have(key, value):
+    config = default_config()
+    group, _, name = key.rpartition(".")
+    (config[group] if group else config)[name] = value
+    with pytest.raises(UserError, match=key):
+        check_config(config)
