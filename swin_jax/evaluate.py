@@ -19,17 +19,13 @@ from swin_jax.errors import UserError
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=FLAGS)
 flags.DEFINE_string("checkpoint", "best", "Of the run: best, latest or a step.", flag_values=FLAGS)
-flags.DEFINE_integer(
-    "batch_size", 0, "Images at a time on all devices; 0 for the run's own, or 128.", flag_values=FLAGS
-)
+flags.DEFINE_integer("batch_size", 0, "Images at a time on all devices; 0: the run's, or 128.", flag_values=FLAGS)
 flags.DEFINE_string("model", None, "Name of a published model.", flag_values=FLAGS)
 flags.DEFINE_string("pretrained", None, "Its weights: a file, or hf:ORG/NAME.", flag_values=FLAGS)
 flags.DEFINE_string("data", None, "Its data: tfds:NAME, folder:PATH, ...", flag_values=FLAGS)
 flags.DEFINE_string("split", "", "Of the data; by default the one kept for evaluation.", flag_values=FLAGS)
 flags.DEFINE_string("data_dir", "", "Folder of the data, for TFDS.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "variant", "", "The weights' pre-training as timm's tag, if their name has none.", flag_values=FLAGS
-)
+flags.DEFINE_string("variant", "", "The pre-training as timm's tag, if the file's name has none.", flag_values=FLAGS)
 flags.DEFINE_string("protocol", "timm", "Whose preprocessing: timm or official.", flag_values=FLAGS)
 flags.DEFINE_integer("image_size", 0, "Side to evaluate at; 0 for the model's own.", flag_values=FLAGS)
 OF_PUBLISHED = ("model", "pretrained", "data")

@@ -25,8 +25,8 @@ class Preprocessing:
 
     def __str__(self) -> str:
         size = f"{self.image_size}x{self.image_size}"
-        crop = f"resized to {size}" if self.crop == "resize" else f"{self.crop} {self.crop_fraction:g} of {size}"
-        return f"{crop}, {self.interpolation}, mean {self.mean}, std {self.std}"
+        crop = "resized straight" if self.crop == "resize" else f"{self.crop} crop {self.crop_fraction:g}"
+        return f"{size}, {crop}, {self.interpolation}, mean {self.mean}, std {self.std}"
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def preprocessing(name: str, *, variant: str | None = None, protocol: str = "tim
         raise UserError(f"unknown protocol {protocol!r}, known: {', '.join(PROTOCOLS)}")
     image_size = int(name.rpartition("_")[2])
     variant = variant or next(iter(variants(name)), "")
-    is_half = name.startswith("vit_") and not re.search(r"_(huge|giant)_.*_gap_", name)  # I-JEPA's have ImageNet's
+    is_half = name.startswith("vit_") and not re.search(r"_(huge|giant)_.*_gap_|_small_patch8_", name)  # I-JEPA, DINO
     mean, std = (HALF, HALF) if is_half else (IMAGENET_MEAN, IMAGENET_STD)
     if protocol == "official":
         if not name.startswith(("swin_", "deit_")):
