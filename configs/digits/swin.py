@@ -11,7 +11,7 @@ from swin_jax.training.default_config import default_config
 
 def get_config():
     config = default_config()
-    config.total_epochs = 75
+    config.total_epochs = 50
     config.batch_size = 64
     config.eval_every_epochs = 10
     config.checkpoint_every_epochs = 10
