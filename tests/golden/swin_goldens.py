@@ -4,7 +4,7 @@ import timm
 import torch
 
 from tests.golden import reference
-from tests.golden.common import (
+from tests.golden.writing import (
     NUM_CLASSES,
     SWIN,
     SWIN_NATIVE,

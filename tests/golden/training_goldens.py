@@ -8,7 +8,9 @@ import timm.loss
 import torch
 
 from tests.golden import reference
-from tests.golden.common import (
+from tests.golden.swin_goldens import our_swin, tiny_timm_swin
+from tests.golden.vit_goldens import our_vit, tiny_timm_vit
+from tests.golden.writing import (
     LABELS,
     SWIN_NATIVE,
     TWO_STAGES,
@@ -17,8 +19,6 @@ from tests.golden.common import (
     random_images,
     size_name,
 )
-from tests.golden.swin_goldens import our_swin, tiny_timm_swin
-from tests.golden.vit_goldens import our_vit, tiny_timm_vit
 
 
 def resized_tables(_) -> dict:

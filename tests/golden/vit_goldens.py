@@ -7,7 +7,7 @@ import numpy as np
 import timm
 import torch
 
-from tests.golden.common import (
+from tests.golden.writing import (
     BATCH,
     NUM_CLASSES,
     VIT,
