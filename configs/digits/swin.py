@@ -1,6 +1,6 @@
 """A small Swin (arXiv 2103.14030) on scikit-learn's 8x8 digits, seen at 16x16.
 
-Measured on the 360 held-out images: seed 0 0.9889, and every seed in docs/results.md; in
+Measured: 0.9911 on the 360 held-out images, the mean of five seeds (seed 0: 0.9889; the rest in docs/results.md), in
 150 s on 2 CPU cores; 301,420 parameters.
 
 python train.py --config=configs/digits/swin.py --workdir=workdirs/digits_swin
