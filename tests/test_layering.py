@@ -14,6 +14,8 @@ ALLOWED = {
     "convert": {"nn", "models", "convert", "errors"},
     "kernels": {"nn", "kernels", "errors"},
     "tasks": {"nn", "models", "data", "tasks", "errors"},
+    "visualization": {"nn", "models", "visualization", "errors"},
+    "benchmarking": {"nn", "models", "benchmarking", "errors"},
     "training": {"nn", "models", "data", "tasks", "convert", "training", "errors"},
     "errors": set(),
 }
