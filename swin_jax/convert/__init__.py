@@ -1,7 +1,8 @@
 """Published weights in and out."""
 
 from swin_jax.convert.export import save_timm, timm_state_dict
-from swin_jax.convert.load import LoadError, LoadReport, load_pretrained
+from swin_jax.convert.load import LoadReport, load_pretrained
+from swin_jax.convert.misfit import LoadError
 from swin_jax.convert.readers import read_checkpoint
 from swin_jax.convert.resize import resize_bias_table, resize_parameters, resize_positions
 

@@ -13,11 +13,11 @@ from flax import nnx
 from swin_jax.convert import resize as resizing
 from swin_jax.convert import swin_layouts, vit_layouts
 from swin_jax.convert.layouts import Layout, Tensors, detect
+from swin_jax.convert.misfit import HEADS, misfit, unknown_layout
 from swin_jax.convert.readers import read_checkpoint
 from swin_jax.errors import UserError
 
 LAYOUTS = (*swin_layouts.LAYOUTS, *vit_layouts.LAYOUTS)
-_HEADS = ("head.", "head_dist.")
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,6 @@ class LoadReport:
                 reasons = ", ".join(sorted(set(entries.values())))
                 parts.append(f"{len(entries)} {verb} ({reasons})")
         return "; ".join(parts)
-
-
-class LoadError(UserError):
-    """A file that does not fit a model; its attributes list everything that does not, the message the first of each.
-
-    Attributes:
-        missing: parameters that the file lacks. unexpected: tensors of the file that the model has no place for.
-        misshapen: parameter → the shapes, in our order of axes.
-    """
-
-    def __init__(self, message: str, missing: list[str], unexpected: list[str], misshapen: dict[str, str]):
-        super().__init__(message)
-        self.missing, self.unexpected, self.misshapen = missing, unexpected, misshapen
 
 
 def load_pretrained(
@@ -94,7 +81,7 @@ def load_pretrained(
     tensors, left_out = read_checkpoint(path)
     layout = detect(tensors, LAYOUTS)
     if layout is None:
-        raise UserError(f"{path} has the keys of no layout known here ({', '.join(sorted(tensors)[:3])}, ...)")
+        raise UserError(unknown_layout(path, tensors))
     if not isinstance(model, layout.model_class):
         wanted = layout.model_class.__name__
         raise UserError(f"{path} holds a {layout.name}, which a {wanted} takes, not a {type(model).__name__}")
@@ -102,7 +89,7 @@ def load_pretrained(
     ignored = left_out | more_left_out
 
     parameters = parameters_of(model)
-    fresh = {name: "fresh_head=True" for name in parameters if fresh_head and name.startswith(_HEADS)}
+    fresh = {name: "fresh_head=True" for name in parameters if fresh_head and name.startswith(HEADS)}
     values, used, missing, misshapen = _translate(tensors, layout, [name for name in parameters if name not in fresh])
     ignored |= _unneeded(
         tensors, layout, used, head_is_loaded="head.kernel" in values, has_head="head.kernel" in parameters
@@ -116,12 +103,17 @@ def load_pretrained(
         for name, change in resizing.changes(model, values, old_window_size, old_grid_size).items():
             values[name] = change.apply(values[name], method=resize, antialias=antialias)
             reshaped[name] = str(change)
+    resizable = set()
     for name, value in values.items():
         shape = tuple(parameters[name].shape)
         if not _fits(value.shape, shape):
             misshapen[name] = f"{value.shape} in the file, {shape} in the model"
+            if name.endswith(("_bias_table", "pos_embed")) and value.shape[-1] == shape[-1] and not resize:
+                resizable.add(name)
     if missing or unexpected or misshapen:
-        raise LoadError(_complaint(path, model, layout, missing, unexpected, misshapen), missing, unexpected, misshapen)
+        raise misfit(
+            f"{path} ({layout.name})", type(model).__name__, missing, unexpected, misshapen, resizable=resizable
+        )
 
     arrays = {}
     for name, value in values.items():
@@ -173,7 +165,7 @@ def _unneeded(
     """Return the tensors that hold nothing for this model, and why."""
     ignored = {}
     head = "of the file's head, where the model keeps its own" if has_head else "of a head, which the model lacks"
-    head_names = {name for rule in layout.rules if rule.ours.startswith(_HEADS) for name in rule.theirs}
+    head_names = {name for rule in layout.rules if rule.ours.startswith(HEADS) for name in rule.theirs}
     for name in tensors.keys() - used:
         reason = next((reason for pattern, reason in layout.ignored if re.search(pattern, name)), None)
         if not head_is_loaded and (name in head_names or re.search(layout.head_only, name)):
@@ -205,7 +197,7 @@ def _place_class_position(model: nnx.Module, parameters: dict[str, nnx.Variable]
 
 
 def _pick_classes(values: Tensors, class_indices: np.ndarray) -> dict[str, str]:
-    heads = [name for name in values if name.startswith(_HEADS)]
+    heads = [name for name in values if name.startswith(HEADS)]
     for name in heads:
         num_classes = values[name].shape[-1]
         if class_indices.size == 0 or class_indices.min() < 0 or class_indices.max() >= num_classes:
@@ -218,35 +210,3 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Whether a loaded shape is the parameter's, up to trailing axes merged into one (heads)."""
     merged = len(shape) - 1
     return 0 < len(shape) <= len(wanted) and shape == (*wanted[:merged], prod(wanted[merged:]))
-
-
-def _complaint(path, model, layout: Layout, missing: list[str], unexpected: list[str], misshapen: dict) -> str:
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} parameters are missing ({_some(missing)})")
-    if unexpected:
-        parts.append(f"{len(unexpected)} tensors have no place in the model ({_some(unexpected)})")
-    if misshapen:
-        parts.append(f"{len(misshapen)} have another shape ({_some([f'{n}: {how}' for n, how in misshapen.items()])})")
-    hint = _hint(missing, unexpected, misshapen)
-    return f"{path} ({layout.name}) does not fit this {type(model).__name__}: {'; '.join(parts)}{hint}"
-
-
-def _hint(missing: list[str], unexpected: list[str], misshapen: dict[str, str]) -> str:
-    wrong = [*missing, *misshapen]
-    heads = [name for name in wrong if name.startswith(_HEADS)]
-    sizes = [name for name in misshapen if name.endswith(("_bias_table", "pos_embed"))]
-    if wrong and not unexpected and len(heads) + len(sizes) == len(wrong):
-        hints = ["for another number of classes pass fresh_head=True"] if heads else []
-        hints += ["for another resolution or window pass resize='bicubic'"] if sizes else []
-        return f"; {', '.join(hints)}"
-    if not misshapen and bool(missing) != bool(unexpected):
-        if all(re.search(r"blocks\.\d+\.", name) for name in missing) and missing:
-            return "; the file's model is less deep"
-        if all(re.search(r"(blocks|layer|layers|encoderblock)[._]\d+", name) for name in unexpected) and unexpected:
-            return "; the file's model is deeper"
-    return ""
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

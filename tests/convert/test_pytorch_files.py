@@ -73,6 +73,15 @@ def test_code_is_refused_and_truncation_told(options, tmp_path):
         assert "damaged or truncated" in refusal(tmp_path / "cut.pth")
 
 
+def test_what_is_refused_is_named_in_short(tmp_path):
+    import torch
+
+    torch.save({"model": state_dict("timm_vit"), "metric": np.float64(80.1)}, tmp_path / "model.pth")
+    assert refusal(tmp_path / "model.pth").endswith(
+        "refused, not run: Unsupported global: GLOBAL numpy._core.multiarray.scalar"
+    )
+
+
 def test_an_innocent_looking_class_is_refused_too(tmp_path):
     """What the quick look at the imports lets pass, PyTorch's own loader still refuses."""
     (tmp_path / "model.pth").write_bytes(b"\x80\x02ctorch.hub\nload\n(X\x01\x00\x00\x00atR.")
