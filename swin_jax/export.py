@@ -1,6 +1,7 @@
-"""Write a trained model for timm: python -m swin_jax.export --workdir=DIR --out=FILE.safetensors [--checkpoint=best]
+"""Write a trained model for others: python -m swin_jax.export --workdir=DIR --out=FILE.safetensors [--checkpoint=best]
 
-The parameters are those that evaluation uses: the averaged ones where the run has them.
+Swin and ViT are written in timm's layout, text models built as GPT-2 and Marian are in HF transformers'. The parameters
+are those that evaluation uses: the averaged ones where the run has them.
 """
 
 import pathlib
@@ -24,14 +25,13 @@ def main(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
 
 
 def export_run(workdir: pathlib.Path, out: pathlib.Path, *, checkpoint: str = "best") -> dict[str, Any]:
-    """Write one checkpoint of a run in timm's layout. Raises UserError if it cannot be read or written."""
-    from swin_jax.convert import save_timm, timm_state_dict
+    """Write one checkpoint of a run in the layout published for its model. Raises UserError if that cannot be done."""
+    from swin_jax.convert.export import published_state_dict, write_safetensors
     from swin_jax.runs import open_run
 
     run = open_run(workdir, checkpoint=checkpoint)
-    model = run.model()
-    save_timm(model, out)
-    tensors = timm_state_dict(model)
+    tensors = published_state_dict(run.model())
+    write_safetensors(tensors, out)
     return {
         "step": int(run.restored.state.step),
         "out": str(out),

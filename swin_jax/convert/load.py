@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 
 from swin_jax.convert import resize as resizing
-from swin_jax.convert import swin_layouts, vit_layouts
+from swin_jax.convert import swin_layouts, text_layouts, vit_layouts
 from swin_jax.convert.layouts import Layout, Tensors, detect
 from swin_jax.convert.misfit import HEADS, misfit, unknown_layout
 from swin_jax.convert.readers import read_checkpoint
 from swin_jax.errors import UserError
 
-LAYOUTS = (*swin_layouts.LAYOUTS, *vit_layouts.LAYOUTS)
+LAYOUTS = (*swin_layouts.LAYOUTS, *vit_layouts.LAYOUTS, *text_layouts.LAYOUTS)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def load_pretrained(
     """Load published weights into `model`, in place, and report on every tensor and parameter.
 
     Reads Swin v1 as the official repository, timm and HF write it, ViT as Google's two repositories, timm and HF do,
-    and DeiT, from .npz, .safetensors and PyTorch files (`read_checkpoint` tells which paths it takes). The layout is
-    told apart by the file's keys. If anything does not fit, the model stays as it was.
+    DeiT, and HF's GPT-2 and Marian, from .npz, .safetensors and PyTorch files (`read_checkpoint` tells which paths it
+    takes). The layout is told apart by the file's keys. If anything does not fit, the model stays as it was.
 
     Args:
         fresh_head: keep the model's own heads, for another number of classes.
@@ -85,15 +85,17 @@ def load_pretrained(
     if not isinstance(model, layout.model_class):
         wanted = layout.model_class.__name__
         raise UserError(f"{path} holds a {layout.name}, which a {wanted} takes, not a {type(model).__name__}")
+    if objection := layout.objection(model):
+        raise UserError(f"{path} holds a {layout.name}, {objection}")
     tensors, more_left_out = layout.prepare(tensors)
     ignored = left_out | more_left_out
 
     parameters = parameters_of(model)
     fresh = {name: "fresh_head=True" for name in parameters if fresh_head and name.startswith(HEADS)}
     values, used, missing, misshapen = _translate(tensors, layout, [name for name in parameters if name not in fresh])
-    ignored |= _unneeded(
-        tensors, layout, used, head_is_loaded="head.kernel" in values, has_head="head.kernel" in parameters
-    )
+    has_head = "head.kernel" in parameters
+    drops_head = "head.kernel" not in values and (has_head or layout.has_class_head)
+    ignored |= _unneeded(tensors, layout, used, has_head=has_head, drops_head=drops_head)
     unexpected = [name for name in tensors if name not in used and name not in ignored]
 
     reshaped = _place_class_position(model, parameters, values)
@@ -108,7 +110,7 @@ def load_pretrained(
         shape = tuple(parameters[name].shape)
         if not _fits(value.shape, shape):
             misshapen[name] = f"{value.shape} in the file, {shape} in the model"
-            if name.endswith(("_bias_table", "pos_embed")) and value.shape[-1] == shape[-1] and not resize:
+            if name in resizing.sites(model) and value.shape[-1] == shape[-1] and not resize:
                 resizable.add(name)
     if missing or unexpected or misshapen:
         raise misfit(
@@ -159,16 +161,14 @@ def _translate(
     return values, used, missing, misshapen
 
 
-def _unneeded(
-    tensors: Tensors, layout: Layout, used: set[str], *, has_head: bool, head_is_loaded: bool
-) -> dict[str, str]:
+def _unneeded(tensors: Tensors, layout: Layout, used: set[str], *, has_head: bool, drops_head: bool) -> dict[str, str]:
     """Return the tensors that hold nothing for this model, and why."""
     ignored = {}
     head = "of the file's head, where the model keeps its own" if has_head else "of a head, which the model lacks"
     head_names = {name for rule in layout.rules if rule.ours.startswith(HEADS) for name in rule.theirs}
     for name in tensors.keys() - used:
         reason = next((reason for pattern, reason in layout.ignored if re.search(pattern, name)), None)
-        if not head_is_loaded and (name in head_names or re.search(layout.head_only, name)):
+        if drops_head and (name in head_names or re.search(layout.head_only, name)):
             reason = head
         if reason:
             ignored[name] = reason

@@ -89,9 +89,10 @@ def _advice(
         advice = [ADVICE_NO_HEAD] if missing_heads else [ADVICE_OTHER_CLASSES] if heads else []
         return [*advice, *([ADVICE_OTHER_SIZE] if resizable else [])]
     if not misshapen and bool(missing) != bool(unexpected):
-        if missing and all(re.search(r"blocks\.\d+\.", name) for name in missing):
+        if missing and all(re.search(r"(blocks|encoder|decoder)\.\d+\.", name) for name in missing):
             return ["the file's model is less deep"]
-        if unexpected and all(re.search(r"(blocks|layer|layers|encoderblock)[._]\d+", name) for name in unexpected):
+        blocks = r"(blocks|layer|layers|encoderblock|\bh)[._]\d+"
+        if unexpected and all(re.search(blocks, name) for name in unexpected):
             return ["the file's model is deeper"]
     return []
 

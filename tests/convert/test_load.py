@@ -141,13 +141,19 @@ def renamed(tensors: dict[str, np.ndarray], *rules: tuple[str, str]) -> dict[str
     return tensors
 
 
+def assert_same_parameters(model: nnx.Module, expected: nnx.Module) -> None:
+    parameters = parameters_of(model)
+    assert parameters.keys() == parameters_of(expected).keys()
+    for key, variable in parameters_of(expected).items():
+        np.testing.assert_array_equal(parameters[key][...], variable[...], err_msg=key)
+
+
 def assert_loads_the_same(name: str, tensors: dict[str, np.ndarray], folder) -> None:
     expected, _ = goldens.load(name, folder)
     model = goldens.build(name)
     report = load_pretrained(model, goldens.write_weights(tensors, folder))
     assert report.layout == goldens.MODELS[name]
-    for key, variable in parameters_of(expected).items():
-        np.testing.assert_array_equal(parameters_of(model)[key][...], variable[...], err_msg=key)
+    assert_same_parameters(model, expected)
 
 
 def test_hf_names_of_transformers_5_load_too(tmp_path):

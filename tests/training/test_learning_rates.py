@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from swin_jax.commands import load_config
-from swin_jax.data.sources import ImageSource
 from swin_jax.training import experiment
 from tests.convert import goldens
 from tests.golden.learning_rates import official_learning_rates
@@ -29,9 +29,10 @@ def build(monkeypatch):
 
     def build(recipe: str):
         config = load_config(CONFIGS / recipe)
-        order = np.arange(TRAINING_IMAGES[config.data.source])
-        source = ImageSource(name=config.data.source, records=None, order=order, num_classes=10)
-        monkeypatch.setattr(experiment, "open_source", lambda config, split: source)
+        inputs = SimpleNamespace(
+            num_examples=TRAINING_IMAGES[config.data.source], model_options={}, task_options={"num_classes": 10}
+        )
+        monkeypatch.setattr(experiment, "open_inputs", lambda config, **options: inputs)
         return config, experiment.build(config, mesh=None)
 
     monkeypatch.setattr(experiment, "abstract_state", lambda *arguments, **options: (None, None, None))
