@@ -17,7 +17,14 @@ ALLOWED = {
     "training": {"nn", "models", "data", "tasks", "convert", "training", "errors"},
     "errors": set(),
 }
-CONFIG_READERS = {"training/loop.py", "training/experiment.py", "training/default_config.py", "training/workdir.py"}
+CONFIG_READERS = {
+    "training/default_config.py",
+    "training/experiment.py",
+    "training/inputs.py",
+    "training/loop.py",
+    "training/text_inputs.py",
+    "training/workdir.py",
+}
 
 
 def sources():
