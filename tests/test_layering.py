@@ -13,8 +13,9 @@ ALLOWED = {
     "data": {"data", "errors"},
     "convert": {"nn", "models", "convert", "errors"},
     "kernels": {"nn", "kernels", "errors"},
-    "tasks": {"nn", "models", "data", "tasks", "errors"},
-    "training": {"nn", "models", "data", "tasks", "convert", "training", "errors"},
+    "decoding": {"nn", "models", "decoding", "errors"},
+    "tasks": {"nn", "models", "data", "decoding", "tasks", "errors"},
+    "training": {"nn", "models", "data", "decoding", "tasks", "convert", "training", "errors"},
     "errors": set(),
 }
 CONFIG_READERS = {
