@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from swin_jax.nn.initializers import flat_dot_general
 from swin_jax.nn.positions import rotate
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import Dense
@@ -184,5 +185,5 @@ class MultiHeadAttention(nnx.Module):
     def _project(self, x: Array, part: slice) -> Array:
         """Apply some of the three projections: `[B, N, C]` → `[B, N, parts, heads, head_dim]`."""
         x, kernel = nnx.nn.dtypes.promote_dtype((x, self.qkv.kernel[...]), dtype=self.qkv.dtype)
-        out = jnp.einsum("...c,cphd->...phd", x, kernel[:, part])
+        out = flat_dot_general(x, kernel[:, part])
         return out if self.qkv.bias is None else out + self.qkv.bias[...][part].astype(out.dtype)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from swin_jax.nn.initializers import InitScheme
+from swin_jax.nn.initializers import InitScheme, flat_dot_general
 from swin_jax.nn.interpolation import resize_grid
 from swin_jax.nn.positions import sinusoidal_positions
 from swin_jax.nn.rng import child
@@ -169,4 +169,5 @@ class TokenEmbed(nnx.Module):
 
     def logits(self, x: Array) -> Array:
         """Map `[B, N, C]` to float32 `[B, N, vocab_size]` by the products with all embeddings."""
-        return jnp.einsum("...c,vc->...v", x, self.embedding[...].astype(x.dtype), preferred_element_type=jnp.float32)
+        table = self.embedding[...].astype(x.dtype).T
+        return flat_dot_general(x, table, preferred_element_type=jnp.float32)
