@@ -1,38 +1,43 @@
 """Draw masks and attention as PNG files:
 
 python -m swin_jax.visualize masks --kind=causal|padding|prefix|packed|cross|shifted_window [--length=8 ...] --out=FILE
-python -m swin_jax.visualize attention --workdir=DIR [--checkpoint=best] [--image=FILE] [--out=DIR]
+python -m swin_jax.visualize attention --workdir=DIR [--checkpoint=best] [--image=FILE|--example=N] [--out=DIR]
+python -m swin_jax.visualize attention --workdir=DIR [--checkpoint=best] --text=TEXT [--source=TEXT] [--out=DIR]
 python -m swin_jax.visualize attention --model=NAME --pretrained=FILE|hf:ORG/NAME --image=FILE [--out=DIR]
 
-A run on images needs no --image: the first one of its evaluation split is taken. docs/seeing.md tells what is drawn.
+A run on images needs no --image: the first one of its evaluation split is taken. A run on pairs of texts needs
+--source, and draws its own translation where there is no --text. docs/seeing.md tells what is drawn.
 """
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from swin_jax.commands import config_from_json, run_subcommand, whole_numbers
+from swin_jax.commands import run_subcommand, whole_numbers
 from swin_jax.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from flax import nnx
 
+    from swin_jax.data.text.tokenizer import Tokenizer
     from swin_jax.data.transforms import ImageTransform
+    from swin_jax.runs import Run
 
 MASK_FLAGS = flags.FlagValues()
 flags.DEFINE_string("kind", None, "Which mask; see above.", flag_values=MASK_FLAGS)
 flags.DEFINE_string("out", None, "The PNG file; by default KIND.png.", flag_values=MASK_FLAGS)
 flags.DEFINE_integer("length", None, "Tokens: causal, padding, prefix.", flag_values=MASK_FLAGS)
 flags.DEFINE_integer("keys", None, "Keys, if more than queries (a cache): causal.", flag_values=MASK_FLAGS)
-flags.DEFINE_list("lengths", None, "Real tokens of each sequence: padding.", flag_values=MASK_FLAGS)
+flags.DEFINE_list("lengths", None, "Real tokens of each sequence: padding, prefix.", flag_values=MASK_FLAGS)
 flags.DEFINE_list("prefix", None, "Length of the prefix, or several: prefix.", flag_values=MASK_FLAGS)
 flags.DEFINE_list("segments", None, "Sequence of each token, 0 for padding: packed, cross.", flag_values=MASK_FLAGS)
 flags.DEFINE_list("source_segments", None, "The same of the source: cross.", flag_values=MASK_FLAGS)
-flags.DEFINE_boolean("causal", None, "Causal as well: packed.", flag_values=MASK_FLAGS)
+flags.DEFINE_boolean("causal", None, "Causal as well: padding, packed.", flag_values=MASK_FLAGS)
 flags.DEFINE_list("map_size", None, "Height and width in tokens: shifted_window.", flag_values=MASK_FLAGS)
 flags.DEFINE_list("window_size", None, "Side, or height and width: shifted_window.", flag_values=MASK_FLAGS)
 flags.DEFINE_list("shift", None, "Rows and columns; half a window: shifted_window.", flag_values=MASK_FLAGS)
@@ -44,27 +49,29 @@ PAIRS = ("map_size", "window_size", "shift")
 ATTENTION_FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=ATTENTION_FLAGS)
 flags.DEFINE_string("checkpoint", "best", "Of the run: best, latest or a step.", flag_values=ATTENTION_FLAGS)
-flags.DEFINE_string("model", None, "Name of a published model.", flag_values=ATTENTION_FLAGS)
+flags.DEFINE_string("model", None, "Name of a published model for images.", flag_values=ATTENTION_FLAGS)
 flags.DEFINE_string("pretrained", None, "Its weights: a file, or hf:ORG/NAME.", flag_values=ATTENTION_FLAGS)
 flags.DEFINE_string("image", None, "An image file.", flag_values=ATTENTION_FLAGS)
-flags.DEFINE_string("prompt", None, "A text, for a language model.", flag_values=ATTENTION_FLAGS)
-flags.DEFINE_string("source", None, "A text to translate.", flag_values=ATTENTION_FLAGS)
-flags.DEFINE_string("layer", "", "One layer, head by head: its name or number.", flag_values=ATTENTION_FLAGS)
-flags.DEFINE_integer("head", None, "One head; by default their mean.", flag_values=ATTENTION_FLAGS)
+flags.DEFINE_integer("example", None, "Its number in the run's evaluation split.", flag_values=ATTENTION_FLAGS)
 flags.DEFINE_list("position", None, "Row and column of the pixel to attend from.", flag_values=ATTENTION_FLAGS)
+flags.DEFINE_string("text", None, "A text, or the translation of --source.", flag_values=ATTENTION_FLAGS)
+flags.DEFINE_string("source", None, "A text to translate.", flag_values=ATTENTION_FLAGS)
+flags.DEFINE_integer("prefix", None, "Tokens at the beginning that all see.", flag_values=ATTENTION_FLAGS)
+flags.DEFINE_string("layer", "", "One layer, head by head: its name or number.", flag_values=ATTENTION_FLAGS)
+flags.DEFINE_integer("head", None, "One head alone.", flag_values=ATTENTION_FLAGS)
 flags.DEFINE_string("out", None, "Folder; by default 'attention' in the workdir.", flag_values=ATTENTION_FLAGS)
+OF_IMAGES, OF_TEXT = ("image", "example", "position"), ("text", "source", "prefix")
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-    """A model whose attention is to be drawn, and how its images are prepared."""
+class ImageModel:
+    """A model for images whose attention is to be drawn, and how its images are prepared."""
 
     model: "nnx.Module"
-    described: dict[str, Any]  # for the JSON
     transform: "ImageTransform"
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    first_image: Callable[[], "bytes | np.ndarray"] | None = None
+    example: Callable[[int], "np.ndarray"] | None = None  # prepared, [H, W, C] uint8
 
 
 def draw_masks(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
@@ -86,70 +93,117 @@ def draw_attention(flag_values: flags.FlagValues, overrides: list[str]) -> dict[
     workdir, name, pretrained = (flag_values[flag].value for flag in ("workdir", "model", "pretrained"))
     if bool(workdir) == bool(name or pretrained) or bool(name) != bool(pretrained):
         raise UserError("attention takes either --workdir=DIR, or --model=NAME and --pretrained=FILE")
-    position = _pair("position", flag_values.position) if flag_values.position else None
-    out = pathlib.Path(flag_values.out or pathlib.Path(workdir or ".") / "attention")
-    opened = _open_run(pathlib.Path(workdir), flag_values.checkpoint) if workdir else _open_published(name, pretrained)
-    for flag in ("prompt", "source"):
+    if workdir:
+        from swin_jax.runs import open_run
+
+        run = open_run(pathlib.Path(workdir), checkpoint=flag_values.checkpoint)
+        described = {"workdir": workdir, "step": int(run.restored.state.step)}
+        is_text = run.config.data.kind != "images"
+    else:
+        described, is_text = {"model": name, "pretrained": pretrained}, False
+    for flag in OF_IMAGES if is_text else OF_TEXT:
         if flag_values[flag].value is not None:
-            raise UserError(f"--{flag} is for a model for text, and this one takes images: --image=FILE")
-    from swin_jax.data.augment import normalize
-    from swin_jax.visualization.attention_figures import draw_image_attention
+            kind, hint = ("images", "--text=...") if is_text else ("text", "--image=FILE")
+            raise UserError(f"--{flag} is for a model for {kind}, and this one is not: {hint}")
+    if is_text:
+        figures, found = _draw_text(run, flag_values)
+    else:
+        figures, found = _draw_image(_of_run(run) if workdir else _of_published(name, pretrained), flag_values)
     from swin_jax.visualization.drawing import save_figure
 
-    image_u8 = _read_image(opened, flag_values.image)
+    out = pathlib.Path(flag_values.out or pathlib.Path(workdir or ".") / "attention")
+    paths = {name: out / f"{name}.png" for name in figures}
+    for name, path in paths.items():
+        save_figure(figures[name], path)
+    return {**described, **found, "files": list(map(str, paths.values()))}
+
+
+def _draw_image(opened: ImageModel, flag_values: flags.FlagValues) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the figures of an image by their names, and what is told of them."""
+    position = _pair("position", flag_values.position) if flag_values.position else None
+    image_u8 = _read_image(opened, flag_values.image, flag_values.example)
+    from swin_jax.data.augment import normalize
+    from swin_jax.visualization.attention_figures import draw_image_attention
+
     normalized = normalize(image_u8[None], mean=opened.mean, std=opened.std)[0]
     figures, layers, output = draw_image_attention(
         opened.model, image_u8, normalized, layer=flag_values.layer, head=flag_values.head, position=position
     )
-    paths = {name: out / f"{name}.png" for name in figures}
-    for name, path in paths.items():
-        save_figure(figures[name], path)
     predicted = {"predicted_class": int(output.argmax())} if opened.model.head is not None else {}
-    return {**opened.described, **predicted, "layers": layers, "files": list(map(str, paths.values()))}
+    return figures, {**predicted, "layers": layers}
 
 
-def _open_run(workdir: pathlib.Path, checkpoint: str) -> Opened:
-    """Open a checkpoint of a run on images."""
-    import jax
+def _draw_text(run: "Run", flag_values: flags.FlagValues) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the figures of a text by their names, and what is told of them."""
+    from swin_jax.visualization.attention_figures import draw_text_attention
 
-    from swin_jax.data.sources import make_source
-    from swin_jax.data.transforms import ImageTransform
-    from swin_jax.training import sharding
-    from swin_jax.training.checkpoint import Checkpoints
-    from swin_jax.training.experiment import build
-    from swin_jax.training.workdir import read_config
-
-    config = config_from_json(read_config(workdir))
-    mesh = sharding.make_mesh()
-    experiment = build(config, mesh)
-    with jax.set_mesh(mesh):
-        checkpoints = Checkpoints(workdir / "checkpoints", best_metric=experiment.task.best_metric, read_only=True)
-        restored = checkpoints.restore(experiment.target, which=checkpoint)
-        checkpoints.close()
-    if restored is None:
-        raise UserError(f"{workdir} has no checkpoint yet")
-    state, data = restored.state, config.data
-    sizes = {"image_size": data.image_size, "channels": data.channels}
-
-    def first_image():
-        data_dir = data.data_dir or None
-        source = make_source(data.source, data.eval_split, data_dir=data_dir, num_classes=data.num_classes, **sizes)
-        return source[0]["image"]
-
-    return Opened(
-        experiment.model_def.merge(state.eval_params, state.model_state),
-        {"workdir": str(workdir), "step": int(state.step)},
-        ImageTransform(
-            crop=data.eval_crop, crop_fraction=data.crop_fraction, interpolation=data.interpolation, **sizes
-        ),
-        config.task.mean,
-        config.task.std,
-        first_image,
+    text, source, prefix = (flag_values[flag].value for flag in OF_TEXT)
+    tokenizer, model = run.experiment.inputs.tokenizer, run.model()
+    source_ids = []
+    if run.config.data.kind == "text_pairs":
+        if source is None:
+            raise UserError("--source=... is missing: the text to translate")
+        source_ids = [*tokenizer.encode(source), tokenizer.eos_id]
+        tokens = _translate(run, model, source_ids) if text is None else _whole(tokenizer, text)
+    elif source is not None:
+        raise UserError("--source is for a model that translates, and this one does not: --text=...")
+    elif text is None:
+        raise UserError("--text=... is missing")
+    else:
+        tokens = _whole(tokenizer, text) if run.config.text.packed else tokenizer.encode(text)
+    labels = {"labels": tokenizer.token_texts(tokens), "source_labels": tokenizer.token_texts(source_ids)}
+    figures, layers = draw_text_attention(
+        model, tokens, source=source_ids, prefix=prefix, layer=flag_values.layer, head=flag_values.head, **labels
     )
+    told = {"tokens": labels["labels"], **({"source_tokens": labels["source_labels"]} if source_ids else {})}
+    return figures, {**told, "layers": layers}
 
 
-def _open_published(name: str, pretrained: str) -> Opened:
-    """Open published weights of a model for images, without their head: attention needs no classes."""
+def _whole(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """Return the ids of a text as packed rows and targets have it, from bos to eos."""
+    return [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+
+
+def _translate(run: "Run", model: "nnx.Module", source_ids: list[int]) -> list[int]:
+    """Return the most probable translation, token by token."""
+    from swin_jax.decoding import TokenRules, generate, token_lists
+
+    tokenizer = run.experiment.inputs.tokenizer
+    rules = TokenRules(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id or 0)
+    generated = generate(
+        model,
+        [[tokenizer.bos_id]],
+        source=[source_ids],
+        max_new_tokens=run.config.text.sequence_length - 1,
+        temperature=0.0,
+        rules=rules,
+    )
+    return [tokenizer.bos_id, *token_lists(generated.tokens, generated.lengths)[0]]
+
+
+def _of_run(run: "Run") -> ImageModel:
+    from swin_jax.data.transforms import ImageTransform
+
+    data, task = run.config.data, run.config.task
+
+    def example(number: int) -> "np.ndarray":
+        batches = run.experiment.inputs.eval_batches(batch_size=1)
+        if not 0 <= number < len(batches):
+            raise UserError(f"there is no --example={number}: the evaluation split has 0 to {len(batches) - 1}")
+        return next(itertools.islice(batches, number, None))["image"][0]
+
+    transform = ImageTransform(
+        crop=data.eval_crop,
+        crop_fraction=data.crop_fraction,
+        interpolation=data.interpolation,
+        image_size=data.image_size,
+        channels=data.channels,
+    )
+    return ImageModel(run.model(), transform, task.mean, task.std, example)
+
+
+def _of_published(name: str, pretrained: str) -> ImageModel:
+    """Open published weights without their head: attention needs no classes."""
     from flax import nnx
 
     from swin_jax.convert import load_pretrained
@@ -168,25 +222,26 @@ def _open_published(name: str, pretrained: str) -> Opened:
         crop_fraction=how.crop_fraction,
         interpolation=how.interpolation,
     )
-    return Opened(model, {"model": name, "pretrained": pretrained}, transform, how.mean, how.std)
+    return ImageModel(model, transform, how.mean, how.std)
 
 
-def _read_image(opened: Opened, path: str | None) -> "np.ndarray":
-    """Return the image as the model's preprocessing makes it, `[H, W, C]` uint8."""
+def _read_image(opened: ImageModel, path: str | None, example: int | None) -> "np.ndarray":
+    """Return an image as the model's preprocessing makes it, `[H, W, C]` uint8."""
     from PIL import UnidentifiedImageError
 
-    if path is None and opened.first_image is None:
+    if path is None and opened.example is None:
         raise UserError("--image=FILE is missing: published weights come without data")
+    if path is None:
+        return opened.example(example or 0)
+    if example is not None:
+        raise UserError("--image and --example: give one of them")
     try:
-        image = pathlib.Path(path).read_bytes() if path else opened.first_image()
-    except OSError as error:
-        raise UserError(f"the image {path} cannot be read: {error.strerror}") from error
-    try:
-        return opened.transform(image)
+        return opened.transform(pathlib.Path(path).read_bytes())
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is no image that Pillow knows") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"the image {path or 'of the evaluation split'} cannot be used: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the image {path} cannot be read: {reason}") from error
 
 
 def _pair(flag: str, texts: list[str]) -> tuple[int, int]:

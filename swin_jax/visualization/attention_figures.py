@@ -8,10 +8,17 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from swin_jax.errors import UserError, did_you_mean
-from swin_jax.models import Transformer, VisionTransformer
-from swin_jax.visualization.drawing import draw_image_maps, draw_token_attention
+from swin_jax.models import CausalTransformer, Transformer, VisionTransformer
+from swin_jax.visualization.drawing import MAX_TOKENS, draw_image_maps, draw_token_attention
 from swin_jax.visualization.maps import windows_of_map
-from swin_jax.visualization.recording import ImageLayer, TextLayer, image_attention, image_rollout, text_attention
+from swin_jax.visualization.recording import (
+    ImageLayer,
+    TextLayer,
+    TextModel,
+    image_attention,
+    image_rollout,
+    text_attention,
+)
 
 
 def draw_image_attention(
@@ -75,6 +82,7 @@ def draw_text_attention(
     *,
     source: Sequence[int] = (),
     source_labels: Sequence[str] = (),
+    prefix: int | None = None,
     layer: str = "",
     head: int | None = None,
 ) -> tuple[dict[str, Figure], list[str]]:
@@ -83,15 +91,26 @@ def draw_text_attention(
     Args:
         tokens, labels: ids of the text, of the target where there is a source, and what to call them.
         source, source_labels: the same of what an encoder–decoder translates.
+        prefix: how many tokens at the beginning see each other both ways, in a causal model (prefix LM).
 
-    Returns the figures and the names of all layers. Raises UserError for a layer or head that is not there, and for a
-    source that the model does not take or lacks.
+    Returns the figures and the names of all layers. Raises UserError for a layer or head that is not there, for a
+    source or prefix that the model does not take, and for more tokens than it takes, or than can be drawn.
     """
+    if not isinstance(model, TextModel):
+        raise UserError(f"{type(model).__name__} is no model for text whose attention could be drawn")
     takes_source = isinstance(model, Transformer)
     if takes_source != bool(len(source)):
         raise UserError(f"a {type(model).__name__} takes {'a source and a target' if takes_source else 'no source'}")
-    inputs = [jnp.asarray(ids, jnp.int32)[None] for ids in ((source, tokens) if takes_source else (tokens,))]
-    layers = text_attention(model, *inputs)
+    sequences = {"source": source, "text": tokens} if takes_source else {"text": tokens}
+    for name, ids in sequences.items():
+        limit = MAX_TOKENS if model.is_rotary else min(model.max_length, MAX_TOKENS)
+        if not 1 <= len(ids) <= limit:
+            raise UserError(f"the {name} has {len(ids)} tokens, and 1 to {limit} can be drawn of this model")
+    if prefix is not None and not (isinstance(model, CausalTransformer) and 0 <= prefix <= len(tokens)):
+        raise UserError(f"prefix={prefix} must be from 0 to the {len(tokens)} tokens of a causal model's text")
+    options = {} if prefix is None else {"prefix_lengths": jnp.array([prefix])}
+    inputs = [jnp.asarray(ids, jnp.int32)[None] for ids in sequences.values()]
+    layers = text_attention(model, *inputs, **options)
     figures = {}
     for each in _choose(layers, layer, head):
         heads = range(len(each.probabilities[0])) if head is None else [head]

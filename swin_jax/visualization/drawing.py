@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from swin_jax.errors import UserError
 TRUE_COLOR, FALSE_COLOR = (0.16, 0.42, 0.70), (0.91, 0.92, 0.94)
 MASK_COLORS = ListedColormap([FALSE_COLOR, TRUE_COLOR])
 HEAT_COLOR, REGION_COLORS = (1.0, 0.25, 0.0), "tab20"
+MAX_TOKENS = 1024  # more have less than a pixel each
 MAX_LABELS, MAX_GRID = 64, 40  # more labels cannot be read, more grid lines only blur
 PIXELS_PER_INCH = 100
 PLAIN = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍", "$": r"\$"})  # white space shown, no formulas
@@ -25,7 +27,9 @@ def save_figure(figure: Figure, path: pathlib.Path) -> None:
     """Write a PNG file, its folder as well. Raises UserError where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # an empty box says the same
+            figure.savefig(path, format="png")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -4,15 +4,16 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jax import Array
 from matplotlib.figure import Figure
 
 from swin_jax.errors import UserError, did_you_mean
 from swin_jax.nn import masks
 from swin_jax.nn.windows import window_merge
-from swin_jax.visualization.drawing import draw_masks, draw_shifted_windows
+from swin_jax.visualization.drawing import MAX_TOKENS, draw_masks, draw_shifted_windows
 from swin_jax.visualization.maps import mask_regions, merge_windows, rolled_window_tokens
 
-MAX_TOKENS, MAX_WINDOWS = 1024, 256
+MAX_WINDOWS = 256
 
 
 def draw_mask_kind(kind: str, **options) -> Figure:
@@ -36,20 +37,26 @@ def _causal(*, length: int = 8, keys: int = 0) -> Figure:
     return draw_masks([(f"causal, {length} queries, {keys or length} keys", mask[0, 0])])
 
 
-def _padding(*, lengths: Sequence[int] = (3, 5, 8), length: int = 0) -> Figure:
+def _padding(*, lengths: Sequence[int] = (3, 5, 8), length: int = 0, causal: bool = False) -> Figure:
     length = _check_length(length or max(lengths))
     _check_within("lengths", lengths, length)
-    mask = np.asarray(masks.padding_mask(np.array(lengths), length))
-    mask = np.broadcast_to(mask, (len(lengths), 1, length, length))
-    titles = [f"padding, {real} of {length} real" for real in lengths]
-    return draw_masks(list(zip(titles, mask[:, 0], strict=True)))
+    mask = masks.padding_mask(np.array(lengths), length)
+    mask = masks.combine_masks(mask, masks.causal_mask(length) if causal else np.ones((1, 1, length, length), bool))
+    ending = ", causal" if causal else ""
+    return _draw_all([f"padding, {real} of {length} real{ending}" for real in lengths], mask)
 
 
-def _prefix(*, length: int = 8, prefix: Sequence[int] = (3,)) -> Figure:
+def _prefix(*, length: int = 8, prefix: Sequence[int] = (3,), lengths: Sequence[int] = ()) -> Figure:
     _check_length(length)
     _check_within("prefix", prefix, length)
-    mask = np.asarray(masks.prefix_mask(np.array(prefix), length))
-    return draw_masks(list(zip([f"prefix of {seen}" for seen in prefix], mask[:, 0], strict=True)))
+    _check_within("lengths", lengths, length)
+    if lengths and len(lengths) != len(prefix):
+        raise ValueError(f"{len(prefix)} prefixes and {len(lengths)} lengths do not belong together")
+    mask = masks.prefix_mask(np.array(prefix), length)
+    if not lengths:
+        return _draw_all([f"prefix of {seen}" for seen in prefix], mask)
+    mask = masks.combine_masks(mask, masks.padding_mask(np.array(lengths), length))
+    return _draw_all([f"prefix of {n}, {real} real" for n, real in zip(prefix, lengths, strict=True)], mask)
 
 
 def _packed(*, segments: Sequence[int] = (1, 1, 1, 2, 2, 2, 2, 0), causal: bool = False) -> Figure:
@@ -111,6 +118,11 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "cross": _cross,
     "shifted_window": _shifted_window,
 }
+
+
+def _draw_all(titles: Sequence[str], mask: Array) -> Figure:
+    """Draw masks `[B, 1, Q, K]` side by side."""
+    return draw_masks(list(zip(titles, np.asarray(mask)[:, 0], strict=True)))
 
 
 def _by(sides: tuple[int, int]) -> str:
