@@ -1,6 +1,8 @@
 """The commands that draw: files on disk from a trained run and from published weights, and mistakes in one line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -99,17 +101,19 @@ def test_attention_of_a_run_on_its_first_image(workdir, capsys):
     assert is_cyan.sum() > 10  # the position is marked
 
 
-def test_the_first_image_is_the_evaluation_splits(workdir, capsys, tmp_path):
-    """Drawn from a file of the same digit it is the same picture; from another digit it is another."""
+def test_examples_are_the_evaluation_splits(workdir, capsys, tmp_path):
+    """Drawn from a file of the same digit it is the same picture; another digit is another one."""
     from swin_jax.data.sources import make_source
 
-    _, first = draw(capsys, "attention", f"--workdir={workdir}", f"--out={tmp_path}")
-    for index, is_same in ((10, True), (11, False)):
+    arguments = ["attention", f"--workdir={workdir}", f"--out={tmp_path}"]
+    drawn = [draw(capsys, *arguments)[1], draw(capsys, *arguments, "--example=1")[1]]
+    for number, index in enumerate((10, 11)):  # of the test split, which the config slices
         path = tmp_path / f"{index}.png"
         pixels = make_source("digits", "test")[index]["image"][..., 0]
         Image.fromarray(pixels).save(path)
-        _, found = draw(capsys, "attention", f"--workdir={workdir}", f"--image={path}", f"--out={tmp_path}")
-        assert all((a == b).all() for a, b in zip(first, found, strict=True)) == is_same
+        _, found = draw(capsys, *arguments, f"--image={path}")
+        for example, pictures in enumerate(drawn):
+            assert all((a == b).all() for a, b in zip(pictures, found, strict=True)) == (example == number)
 
 
 def test_attention_of_published_weights(preset, weights, photo, tmp_path, capsys):
@@ -150,7 +154,12 @@ def test_attention_of_published_weights(preset, weights, photo, tmp_path, capsys
             ["attention", "--workdir=RUN", "--position=3,16"],
             "position (3, 16) is outside of the model's image of 16x16",
         ),
-        (["attention", "--workdir=RUN", "--prompt=Hello"], "--prompt is for a model for text"),
+        (["attention", "--workdir=RUN", "--text=Hello"], "--text is for a model for text, and this one is not"),
+        (["attention", "--workdir=RUN", "--example=10"], "there is no --example=10: the evaluation split has 0 to 9"),
+        (["attention", "--workdir=RUN", "--example=-1"], "there is no --example=-1"),
+        (["attention", "--workdir=RUN", "--example=1", "--image=x.png"], "--image and --example: give one of them"),
+        (["attention", "--model=vit_tiny_patch16_24", "--pretrained=x"], "did you mean 'vit_tiny_patch16_224'"),
+        (["attention", f"--model={SWIN}", "--pretrained=/no.safetensors", "--image=x"], "/no.safetensors"),
         (["attention", "--workdir=RUN", "--checkpoint=7"], "no checkpoint '7'"),
     ],
 )
@@ -160,6 +169,12 @@ def test_mistakes_are_one_line(arguments, named, workdir, weights, preset, capsy
     assert (code, out) == (2, "")
     assert named in err
     assert len(err.splitlines()) == 1
+
+
+def test_other_commands_do_not_wait_for_matplotlib():
+    """Nor for JAX, before the flags are read."""
+    code = "import sys, swin_jax.visualize, swin_jax.benchmark; print({'jax', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_texts():
@@ -184,6 +199,12 @@ def test_texts():
     assert (np.triu(drawn, 1) == 0).all()
     with pytest.raises(ValueError, match="CausalTransformer takes no source"):
         draw_text_attention(model, [1], ["a"], source=[1], source_labels=["x"])
+    with pytest.raises(ValueError, match="Linear is no model for text"):
+        draw_text_attention(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), [1], ["a"])
+    rotary = create_model("causal_transformer", **options, max_length=2, positions="rotary", rngs=nnx.Rngs(0))
+    for causal, limit in ((model, 512), (rotary, 1024)):
+        with pytest.raises(ValueError, match=f"the text has {limit + 1} tokens, and 1 to {limit} can be drawn"):
+            draw_text_attention(causal, [1] * (limit + 1), ["a"] * (limit + 1))
 
 
 def test_where_attention_comes_from_is_told():

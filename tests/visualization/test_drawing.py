@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from swin_jax.errors import UserError
-from swin_jax.nn.masks import causal_mask, padding_mask, prefix_mask, segment_mask, shifted_window_mask
+from swin_jax.nn.masks import shifted_window_mask
 from swin_jax.visualization.drawing import (
     FALSE_COLOR,
     TRUE_COLOR,
@@ -39,24 +39,47 @@ def assert_shows(ax, pixels, mask):
     np.testing.assert_allclose(found, np.where(mask[..., None], TRUE_COLOR, FALSE_COLOR), atol=1.5 / 255)
 
 
-ONES = np.array([[1, 1, 2, 2, 2, 0]])
-SOURCE = np.array([[1, 1, 1, 2]])
-FULL = np.ones((5, 5), bool)
+def mask(rule, num_queries, num_keys=None):
+    """Return the mask of a rule `(query, key) -> sees`, asked for one pair after the other."""
+    return np.array([[bool(rule(q, k)) for k in range(num_keys or num_queries)] for q in range(num_queries)])
+
+
+PACKED, SOURCE = (1, 1, 2, 2, 2, 0), (1, 1, 1, 2)
 EXPECTED = {
-    "causal": ({"length": 5, "keys": 7}, [causal_mask(5, 7)[0, 0]]),
-    "padding": ({"lengths": (2, 5)}, [FULL & np.asarray(padding_mask(np.array([n]), 5))[0, 0] for n in (2, 5)]),
-    "prefix": ({"length": 6, "prefix": (0, 3)}, [np.asarray(prefix_mask(np.array([n]), 6))[0, 0] for n in (0, 3)]),
-    "packed": ({"segments": (1, 1, 2, 2, 2, 0)}, [np.asarray(segment_mask(ONES, ONES))[0, 0]]),
-    "cross": (
-        {"segments": (1, 1, 2, 2, 2, 0), "source_segments": (1, 1, 1, 2)},
-        [np.asarray(segment_mask(ONES, SOURCE))[0, 0]],
+    "causal": ("causal", {"length": 5, "keys": 7}, [mask(lambda q, k: k - 2 <= q, 5, 7)]),
+    "padding": ("padding", {"lengths": (2, 5)}, [mask(lambda q, k, n=n: k < n, 5) for n in (2, 5)]),
+    "padding and causal": (
+        "padding",
+        {"lengths": (2, 4), "length": 4, "causal": True},
+        [mask(lambda q, k, n=n: k < n and k <= q, 4) for n in (2, 4)],
     ),
-}  # fmt: skip
+    "prefix": (
+        "prefix",
+        {"length": 6, "prefix": (0, 3)},
+        [mask(lambda q, k, n=n: k <= q or k < n, 6) for n in (0, 3)],
+    ),
+    "prefix and padding": (
+        "prefix",
+        {"length": 6, "prefix": (1, 3), "lengths": (6, 4)},
+        [mask(lambda q, k: k <= q, 6), mask(lambda q, k: (k <= q or k < 3) and k < 4, 6)],
+    ),
+    "packed": ("packed", {"segments": PACKED}, [mask(lambda q, k: PACKED[q] == PACKED[k] != 0, 6)]),
+    "packed and causal": (
+        "packed",
+        {"segments": PACKED, "causal": True},
+        [mask(lambda q, k: PACKED[q] == PACKED[k] != 0 and k <= q, 6)],
+    ),
+    "cross": (
+        "cross",
+        {"segments": PACKED, "source_segments": SOURCE},
+        [mask(lambda q, k: PACKED[q] == SOURCE[k], 6, 4)],
+    ),
+}
 
 
-@pytest.mark.parametrize("kind", EXPECTED)
-def test_masks_show_themselves(kind):
-    options, masks = EXPECTED[kind]
+@pytest.mark.parametrize("name", EXPECTED)
+def test_masks_are_drawn_pair_by_pair(name):
+    kind, options, masks = EXPECTED[name]
     figure = draw_mask_kind(kind, **options)
     pixels = painted(figure)
     assert len(figure.axes) == len(masks)
@@ -66,10 +89,10 @@ def test_masks_show_themselves(kind):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["True: attend", "False"]
 
 
-def test_packed_causal_mask_is_both():
-    figure = draw_mask_kind("packed", segments=(1, 1, 2, 2, 2, 0), causal=True)
-    assert_shows(figure.axes[0], painted(figure), np.asarray(segment_mask(ONES, ONES))[0, 0] & np.tri(6, dtype=bool))
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "1", "2", "2", "2", "0"]
+def test_packed_tokens_are_called_by_their_segments():
+    (ax,) = draw_mask_kind("packed", segments=(1, 1, 2, 0)).axes
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["1", "1", "2", "0"]
 
 
 @pytest.mark.parametrize("attend_padding", [True, False])
@@ -111,6 +134,7 @@ def test_windows_that_do_not_shift_see_everything():
         ("causal", {"length": 5000}, "5000 tokens cannot be drawn"),
         ("padding", {"lengths": (3, 9), "length": 8}, "lengths must be from 0 to the length 8, not 9"),
         ("prefix", {"length": 4, "prefix": (5,)}, "prefix must be from 0 to the length 4, not 5"),
+        ("prefix", {"prefix": (1, 2), "lengths": (3,)}, "2 prefixes and 1 lengths do not belong together"),
         ("packed", {"segments": (1, -1)}, "segments count from 1"),
         (
             "shifted_window",

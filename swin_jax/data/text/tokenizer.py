@@ -106,7 +106,9 @@ class Tokenizer:
 
     def _bytes_of(self, id: int) -> str:
         characters = self._library.id_to_token(id)
-        return "".join(f"<{_BYTE_OF[character]:02X}>" for character in characters if character in _BYTE_OF) or characters
+        return (
+            "".join(f"<{_BYTE_OF[character]:02X}>" for character in characters if character in _BYTE_OF) or characters
+        )
 
     @functools.cached_property
     def token_characters(self) -> np.ndarray:
