@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake in what the user gave (a config, a path, a file), told in one line."""
 
 
+class UnreadableRecord(UserError):
+    """A record of a data set that is damaged or missing; the line names it."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

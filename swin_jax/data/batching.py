@@ -37,7 +37,8 @@ def process_share(
 class EvalBatches:
     """All examples in order, in complete batches with `"valid"`; `len()` is their number, the same on every process.
 
-    Process p has the p-th consecutive part. Batches are filled up with zeros that are not valid.
+    Process p has the p-th consecutive part. Batches are filled up with zeros that are not valid; `load` may mark
+    examples of its own so.
     """
 
     num_examples: int
@@ -65,4 +66,4 @@ class EvalBatches:
         num_valid = len(next(iter(batch.values())))
         missing = self.batch_size - num_valid
         padded = {key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
-        return padded | {"valid": np.arange(self.batch_size) < num_valid}
+        return padded | {"valid": padded.get("valid", np.arange(self.batch_size) < num_valid)}

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from swin_jax.errors import UserError
+from swin_jax.errors import UnreadableRecord, UserError
 
 EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test", "val", "validation")}
@@ -31,7 +31,7 @@ class FolderRecords:
         try:
             return {"image": pathlib.Path(self.paths[index]).read_bytes(), "label": int(self.labels[index])}
         except OSError as error:
-            raise UserError(f"cannot read the image file {self.paths[index]}: {error.strerror}") from error
+            raise UnreadableRecord(f"cannot read the image file {self.paths[index]}: {error.strerror}") from error
 
     def describe(self, index: int) -> str:
         return self.paths[index]

@@ -11,7 +11,8 @@ from PIL import Image
 from swin_jax.data.batching import Batch, EvalBatches, process_share, shuffled_indices
 from swin_jax.data.sources import ImageSource
 from swin_jax.data.transforms import Crop, ImageTransform, Size, height_width
-from swin_jax.errors import UserError
+from swin_jax.data.unreadable import BlankUnreadable, ReplaceUnreadable, check_choice
+from swin_jax.errors import UnreadableRecord, UserError
 
 MAX_PREFETCHED_BYTES = 2 * 1024**3
 MAX_TRANSFORMED_BYTES = 1024**3
@@ -20,8 +21,9 @@ MAX_TRANSFORMED_BYTES = 1024**3
 # repr=False here and in the sources: Grain prints its transforms, and a source may hold a million paths.
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LoadImage(grain.transforms.RandomMap):
-    """From an index to `{"image": uint8 [H, W, C], "label": int32}`; UserError names a record that cannot be used.
+    """From an index to `{"image": uint8 [H, W, C], "label": int32}`.
 
+    Raises UnreadableRecord, which names it, for a record that is damaged, UserError for a label outside the classes.
     Where a source has several labels an image, `label` is bool `[num_classes]`.
     """
 
@@ -36,8 +38,10 @@ class LoadImage(grain.transforms.RandomMap):
             self.check_label(int(one), index)
         try:
             image = self.transform(record["image"], rng)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UserError as error:  # a size that crop='none' does not take: the config's fault, not the record's
             raise UserError(f"cannot use {self.source.describe(index)}: {error}") from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UnreadableRecord(f"cannot use {self.source.describe(index)}: {error}") from error
         return {
             "image": image,
             "label": np.isin(np.arange(self.num_classes), label) if np.ndim(label) else np.int32(label),
@@ -68,6 +72,7 @@ class Loader:
     load: LoadImage
     batch_size: int
     num_threads: int
+    tolerant: ReplaceUnreadable | BlankUnreadable | None = None  # takes the place of `load` where records may be bad
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -97,7 +102,8 @@ class Loader:
     def batches(self, indices: grain.MapDataset, *, drop_remainder: bool) -> grain.MapDataset:
         if self.gather:
             return indices.batch(self.batch_size, drop_remainder=drop_remainder, batch_fn=np.asarray).map(self.gather)
-        examples = indices.random_map(self.load) if self.load.transform.is_random else indices.map(self.load.random_map)
+        load = self.tolerant or self.load
+        examples = indices.random_map(load) if self.load.transform.is_random else indices.map(load.random_map)
         return examples.batch(self.batch_size, drop_remainder=drop_remainder)
 
     def iterate(self, batches: grain.MapDataset) -> grain.IterDataset:
@@ -120,6 +126,8 @@ def train_iterator(
     interpolation: str = "bicubic",
     crop_scale: tuple[float, float] = (0.08, 1.0),
     crop_fraction: float = 1.0,
+    decoder: str = "pillow",
+    on_corrupt: str = "stop",
     num_epochs: int | None = None,
     num_threads: int = 16,
     worker_count: int = 0,
@@ -136,13 +144,14 @@ def train_iterator(
     Args:
       source: where the examples come from.
       batch_size: examples a step on this process.
-      image_size, channels, crop, interpolation, crop_scale, crop_fraction, flip: see `ImageTransform`.
+      image_size, channels, crop, interpolation, crop_scale, crop_fraction, flip, decoder: see `ImageTransform`.
+      on_corrupt: `stop` at a record that cannot be read, with a UserError that names it, from `next()`; or `skip` it,
+        tell its name, and take the next one of the source instead: batches then have `"skipped"`, bool `[B]`.
       num_classes: the classes the model knows; a label outside is a UserError.
       num_threads: threads that load ahead, a batch each, within `MAX_PREFETCHED_BYTES`.
       worker_count: processes that load instead; a saved state then fits the same worker count only.
 
-    `get_state()` counts the batches taken, `set_state()` goes on from there exactly. A record that cannot be used
-    raises a UserError that names it from `next()`.
+    `get_state()` counts the batches taken, `set_state()` goes on from there exactly.
     """
     transform = ImageTransform(
         image_size=image_size,
@@ -152,11 +161,14 @@ def train_iterator(
         crop_fraction=crop_fraction,
         crop_scale=crop_scale,
         flip=flip,
+        decoder=decoder,
     )
+    check_choice(on_corrupt)
     if source.multi_label:
         raise UserError(f"{source.name} has several labels an image: it is for evaluation only")
     load = LoadImage(source=source, transform=transform, num_classes=num_classes)
-    loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads)
+    tolerant = ReplaceUnreadable(load=load, num_examples=len(source)) if on_corrupt == "skip" else None
+    loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads, tolerant=tolerant)
     indices = shuffled_indices(len(source), seed=seed, num_epochs=num_epochs)
     # Random transforms are keyed by the position in this stream, so the stream is cut among processes after them.
     share = process_share(
@@ -182,6 +194,7 @@ def eval_batches(
     crop: Crop = "resize",
     crop_fraction: float = 1.0,
     interpolation: str = "bicubic",
+    on_corrupt: str = "stop",
     num_threads: int = 16,
     process_index: int = 0,
     process_count: int = 1,
@@ -191,19 +204,22 @@ def eval_batches(
     A batch has `"valid"`, bool `[B]`, beside image and label. Every example is valid exactly once over all processes:
     process p has the p-th consecutive part. Each process yields the same number of batches, filled up with zeros that
     are not valid. Where the source has several labels an image, `label` is bool `[B, num_classes]`. Arguments as for
-    `train_iterator`.
+    `train_iterator`; an unreadable example that is to be skipped is not valid.
     """
     transform = ImageTransform(
         image_size=image_size, channels=channels, crop=crop, crop_fraction=crop_fraction, interpolation=interpolation
     )
     if transform.is_random:
         raise UserError(f"crop={crop!r} is random, which an evaluation must not be")
+    check_choice(on_corrupt)
     load = LoadImage(source=source, transform=transform, num_classes=num_classes)
-    loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads)
     nothing = {
         "image": np.zeros((0, *height_width(transform.image_size), transform.channels), np.uint8),
         "label": np.zeros((0, num_classes), bool) if source.multi_label else np.zeros(0, np.int32),
     }
+    blank = {key: np.zeros(value.shape[1:], value.dtype) for key, value in nothing.items()}
+    tolerant = BlankUnreadable(load=load, blank=blank) if on_corrupt == "skip" else None
+    loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads, tolerant=tolerant)
     return EvalBatches(
         num_examples=len(source),
         batch_size=batch_size,

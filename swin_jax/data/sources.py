@@ -12,7 +12,7 @@ from absl import logging
 from swin_jax.data import folders, idx
 from swin_jax.data.splits import check_split, hold_out, shuffled, split_name, split_range
 from swin_jax.data.transforms import Size, height_width
-from swin_jax.errors import UserError, did_you_mean
+from swin_jax.errors import UnreadableRecord, UserError, did_you_mean
 
 SOURCES = ("digits", "fashion_mnist", "synthetic", "tfds:NAME", "folder:PATH", "my_module:my_source")
 FASHION_MNIST_FOLDER = "data/fashion_mnist"
@@ -61,18 +61,26 @@ class TfdsRecords:
     records: object
     image_key: str
     label_key: str
+    files: tuple[str, ...]
+    file_lengths: tuple[int, ...]  # records in each
     labels: None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict:
-        record = self.records[index]
+        try:
+            record = self.records[index]
+        except Exception as error:  # RuntimeError where a checksum of array_record is wrong, protobuf's and tfds's own
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UnreadableRecord(f"cannot read {self.describe(index)}: {reason}") from error
         label = np.asarray(record[self.label_key], np.int32)
         return {"image": record[self.image_key], "label": label if label.ndim else int(label)}
 
     def describe(self, index: int) -> str:
-        return f"record {index}"
+        ends = np.cumsum(self.file_lengths)
+        number = int(np.searchsorted(ends, index, side="right"))
+        return f"record {index - int(ends[number]) + self.file_lengths[number]} of {self.files[number]}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -271,9 +279,16 @@ def _tfds(name: str, split: str, data_dir: str | None) -> ImageSource:
     label_key = "real_label" if multi_label else _only_feature(features, tfds.features.ClassLabel, name)
     records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
     label = features[label_key].feature if multi_label else features[label_key]
+    files = builder.info.splits[split]
     return ImageSource(
         name=f"tfds:{name}",
-        records=TfdsRecords(records=records, image_key=image_key, label_key=label_key),
+        records=TfdsRecords(
+            records=records,
+            image_key=image_key,
+            label_key=label_key,
+            files=tuple(map(str, files.filepaths)),
+            file_lengths=tuple(files.shard_lengths),
+        ),
         order=np.arange(len(records)),
         num_classes=label.num_classes,
         class_names=tuple(label.names) if label.names else None,

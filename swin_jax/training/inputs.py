@@ -1,5 +1,6 @@
 """What a config's data is to a run: its batches, and what the model and the task must know of it."""
 
+import functools
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -67,6 +68,11 @@ class ImageInputs:
         self.task_options = {"num_classes": self._num_classes}
         self.files: dict[str, str] = {}
 
+    @functools.cached_property
+    def sources(self) -> dict[str, ImageSource]:
+        """The training and the evaluation split, by the names `train` and `eval`."""
+        return {"train": self._train, "eval": self._open(self._config.data.eval_split)}
+
     def train_iterator(self, *, batch_size: int) -> grain.DatasetIterator:
         data = self._config.data
         return train_iterator(
@@ -74,6 +80,7 @@ class ImageInputs:
             crop=data.crop,
             crop_scale=data.crop_scale,
             flip=data.flip,
+            decoder=data.decoder,
             seed=self._config.seed,
             worker_count=data.worker_count,
             **self._common_options(batch_size),
@@ -82,7 +89,7 @@ class ImageInputs:
     def eval_batches(self, *, batch_size: int) -> EvalBatches:
         data = self._config.data
         return eval_batches(
-            self._open(data.eval_split),
+            self.sources["eval"],
             crop=data.eval_crop,
             crop_fraction=data.crop_fraction,
             **self._common_options(batch_size),
@@ -107,6 +114,7 @@ class ImageInputs:
             "channels": data.channels,
             "num_classes": self._num_classes,
             "interpolation": data.interpolation,
+            "on_corrupt": data.on_corrupt,
             "num_threads": data.num_threads,
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),

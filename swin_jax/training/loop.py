@@ -27,7 +27,9 @@ from swin_jax.training.experiment import (
     initial_state,
     open_checkpoints,
 )
+from swin_jax.training.feed import Feed
 from swin_jax.training.metrics import MetricWriter
+from swin_jax.training.preflight import check_inputs, compare
 from swin_jax.training.step import evaluate
 
 
@@ -48,6 +50,13 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
     inputs, task = experiment.inputs, experiment.task
     iterator = inputs.train_iterator(batch_size=config.batch_size)
     batches_to_evaluate = inputs.eval_batches(batch_size=config.batch_size)
+    report = check_inputs(
+        inputs,
+        num_images=config.data.preflight,
+        seed=config.seed,
+        on_corrupt=config.data.on_corrupt,
+        worker_count=config.data.worker_count,
+    )
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         initial = None if workdirs.has_checkpoints(folder) else initial_state(config, experiment)
@@ -64,6 +73,7 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             return progress.summary(start, folder, inputs.unit)
 
         train_step, eval_step = compile_steps(config, experiment)
+        feed = Feed(iterator, skipped=progress.skipped)
         writer = stack.enter_context(
             contextlib.closing(
                 MetricWriter(
@@ -74,15 +84,18 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
                     units_per_step=config.batch_size * inputs.units_per_example,
                     log_every_steps=config.log_every_steps,
                     active=jax.process_index() == 0,
+                    feed=feed,
                 )
             )
         )
+        for line in (*report.lines, *compare(report, train_step, state, mesh, batch_size=config.batch_size)):
+            writer.tell(line)
         if restored:
             writer.tell(f"going on from step {start} of {total}")
         stop_requested = stack.enter_context(stop_on_signal(checkpoints))
         clock = time.perf_counter() - progress.seconds
         for step in range(start + 1, total + 1):
-            state, metrics = train_step(state, sharding.global_batch(next(iterator), mesh), config.seed)
+            state, metrics = train_step(state, sharding.global_batch(next(feed), mesh), config.seed)
             writer.push(step, metrics)
 
             stop = stop_requested(step)
@@ -99,6 +112,7 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             if saving:
                 progress.units_per_second = round(writer.units_per_second, 1)
                 progress.seconds = round(time.perf_counter() - clock, 1)
+                progress.skipped = feed.skipped
                 checkpoints.save(state, iterator, metrics=figures, record=dataclasses.asdict(progress))
             if stop:
                 writer.tell(f"asked to stop: saved step {step} of {total}")
@@ -114,6 +128,7 @@ class Progress:
     units_per_second: float = 0.0
     figures: dict[str, float] | None = None  # of the newest evaluation
     best: dict[str, float] | None = None
+    skipped: int | None = None  # unreadable records on the first host, where the config skips them
 
     def evaluated(self, step: int, figures: dict[str, float], task: Task) -> None:
         """Take note of an evaluation. Raises FloatingPointError if a figure is not finite."""
@@ -134,6 +149,7 @@ class Progress:
             "workdir": str(workdir),
             "seconds": self.seconds,
             f"{unit}_per_second": self.units_per_second,
+            **({} if self.skipped is None else {"skipped": self.skipped}),
         }
 
 

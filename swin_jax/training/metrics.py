@@ -13,13 +13,18 @@ import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from swin_jax.training.feed import Feed
 from swin_jax.training.step import MAX_PENDING
 from swin_jax.training.workdir import write_atomically
+
+MAX_WAITING = 0.2  # the share of the time that may go by waiting for data before the user is told
+MIN_SECONDS = 20.0  # of training before that can be said
 
 
 class MetricWriter:
     """Receives the metrics of every update without waiting for them, and writes every `log_every_steps`-th.
 
+    With a `feed` it tells the share of the time spent waiting for data, and how many records were replaced.
     On any but the first host (`active=False`) it writes nothing but still keeps the pace and watches the numbers.
     """
 
@@ -33,13 +38,16 @@ class MetricWriter:
         units_per_step: int,
         log_every_steps: int,
         active: bool = True,
+        feed: Feed | None = None,
     ):
         self.total_steps, self.log_every_steps, self.active = total_steps, log_every_steps, active
         self.unit, self.units_per_step = unit, units_per_step
-        self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._feed = feed
+        self._pending: collections.deque[tuple[int, dict[str, jax.Array], float, dict[str, int]]] = collections.deque()
         self._start_step, self._start_time = start_step, time.perf_counter()
         self._last_done: float | None = None  # when the last update was done, if the next one follows without a pause
         self._window, self._whole = _Rate(), _Rate()
+        self._waiting_told = False
         self._latest: dict[str, float] = {}
         if active:
             drop_after(workdir / "metrics.jsonl", start_step)
@@ -54,7 +62,9 @@ class MetricWriter:
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Take the metrics of update `step`; waits only where the host is `MAX_PENDING` updates ahead."""
-        self._pending.append((step, metrics))
+        feed = self._feed
+        skipped = {"train/skipped": feed.skipped} if feed and feed.skipped is not None else {}
+        self._pending.append((step, metrics, feed.waited if feed else 0.0, skipped))
         if len(self._pending) > MAX_PENDING:
             self._finish_oldest()
 
@@ -99,12 +109,12 @@ class MetricWriter:
             self._tensorboard.close()
 
     def _finish_oldest(self) -> None:
-        step, metrics = self._pending.popleft()
+        step, metrics, waited, skipped = self._pending.popleft()
         jax.block_until_ready(metrics)
         now = time.perf_counter()
         if self._last_done is not None:
-            self._window.add(self.units_per_step, now - self._last_done)
-            self._whole.add(self.units_per_step, now - self._last_done)
+            for rate in (self._window, self._whole):
+                rate.add(self.units_per_step, now - self._last_done, waited)
         self._last_done = now
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, rate=self._whole.value)
@@ -117,23 +127,40 @@ class MetricWriter:
                 raise FloatingPointError(f"train/{name} is {self._latest[name]} at step {step}: the run has diverged")
         if due:
             scalars = {f"train/{name}": value for name, value in self._latest.items()}
-            self.write(step, scalars | {f"train/{self.unit}_per_second": self._window.value or self._whole.value})
+            scalars[f"train/{self.unit}_per_second"] = self._window.value or self._whole.value
+            if self._feed:
+                scalars |= {"train/data_wait": self._window.waiting, **skipped}
+            self.write(step, scalars)
             self._window = _Rate()
+            self._warn_of_waiting(step)
+
+    def _warn_of_waiting(self, step: int) -> None:
+        """Tell, once, of an input that is too slow."""
+        if self._waiting_told or self._whole.seconds < MIN_SECONDS or self._whole.waiting <= MAX_WAITING:
+            return
+        share = f"{self._whole.waiting:.0%} of the time went by waiting for data up to step {step}"
+        self.tell(f"warning: {share}: the input is too slow; docs/data.md says what helps")
+        self._waiting_told = True
 
 
 class _Rate:
-    """Things per second."""
+    """Things per second, and the share of the time spent waiting for them."""
 
     def __init__(self):
-        self.count, self.seconds = 0, 0.0
+        self.count, self.seconds, self.waited = 0, 0.0, 0.0
 
-    def add(self, count: int, seconds: float) -> None:
+    def add(self, count: int, seconds: float, waited: float) -> None:
         self.count += count
         self.seconds += seconds
+        self.waited += waited
 
     @property
     def value(self) -> float:
         return self.count / self.seconds if self.seconds else 0.0
+
+    @property
+    def waiting(self) -> float:
+        return min(self.waited / self.seconds, 1.0) if self.seconds else 0.0
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:

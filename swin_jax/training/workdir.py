@@ -12,7 +12,14 @@ from swin_jax.errors import UserError
 from swin_jax.training.default_config import default_config
 
 # Where and how a run computes, not what: these may differ when it is resumed, and config.json keeps the first ones.
-MACHINE_KEYS = ("mesh.", "data.data_dir", "data.num_threads")
+MACHINE_KEYS = (
+    "mesh.",
+    "data.data_dir",
+    "data.num_threads",
+    "data.decoder",
+    "data.on_corrupt",
+    "data.preflight",
+)
 
 
 def config_to_dict(config: ConfigDict) -> dict[str, Any]:
