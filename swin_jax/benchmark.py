@@ -1,12 +1,15 @@
 """Measure what things cost:
 
 python -m swin_jax.benchmark length [--out=FILE.png]    step time and memory over sequence length and image size
+python -m swin_jax.benchmark data [--data=folder:PATH]      images/s of the input beside Pillow's, and where time goes
 
 Figures depend on the machine and on what else it does: measure on a quiet one, and compare within one run.
 """
 
 import dataclasses
+import os
 import pathlib
+import tempfile
 from typing import Any
 
 from absl import flags
@@ -69,7 +72,65 @@ def length(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any
     }
 
 
-COMMANDS = {"length": (length, LENGTH_FLAGS)}
+DATA_FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "data", "photos", "photos: JPEGs of scikit-learn's; folder:PATH or tfds:NAME.", flag_values=DATA_FLAGS
+)
+flags.DEFINE_string("split", "train", "The split of it.", flag_values=DATA_FLAGS)
+flags.DEFINE_string("data_dir", None, "The folder of TFDS.", flag_values=DATA_FLAGS)
+flags.DEFINE_integer("image_size", 224, "The side that crops are resized to.", flag_values=DATA_FLAGS)
+flags.DEFINE_enum("interpolation", "bicubic", ["bilinear", "bicubic"], "Antialiased.", flag_values=DATA_FLAGS)
+flags.DEFINE_enum("decoder", "turbo", ["pillow", "turbo"], "As data.decoder of a config.", flag_values=DATA_FLAGS)
+flags.DEFINE_integer("images", 2048, "Images of a round.", flag_values=DATA_FLAGS)
+flags.DEFINE_integer("batch_size", 64, "Images of a batch.", flag_values=DATA_FLAGS)
+flags.DEFINE_integer("rounds", 5, "Rounds, ours and Pillow's by turns.", flag_values=DATA_FLAGS)
+flags.DEFINE_list("threads", [], "Numbers of threads to try; 1 and the cores if left out.", flag_values=DATA_FLAGS)
+
+
+def data(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
+    for name in ("image_size", "images", "batch_size", "rounds"):
+        if flag_values[name].value < 1:
+            raise UserError(f"--{name}={flag_values[name].value} must be at least 1")
+    if flag_values.images < flag_values.batch_size:
+        raise UserError(f"--images={flag_values.images} do not fill a batch of {flag_values.batch_size}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = whole_numbers("threads", flag_values.threads) if flag_values.threads else tuple(sorted({1, cores}))
+    if min(threads) < 1:
+        raise UserError("--threads must be at least 1")
+    from swin_jax.benchmarking import data as measuring
+    from swin_jax.data.sources import make_source
+
+    names = ("image_size", "interpolation", "decoder", "batch_size")
+    options = measuring.Options(**{name: flag_values[name].value for name in names})
+    with tempfile.TemporaryDirectory() as folder:
+        name = flag_values.data
+        if name == "photos":
+            measuring.write_photos(pathlib.Path(folder))
+            name = f"folder:{folder}"
+        source = measuring.repeated(
+            make_source(name, flag_values.split, data_dir=flag_values.data_dir), flag_values.images
+        )
+        image_bytes = sum(len(source[index]["image"]) for index in range(len(source))) / len(source)
+        spent = measuring.stages(source, options)
+        rates = measuring.compare(source, options, rounds=flag_values.rounds)
+        by_threads = measuring.thread_rates(source, options, threads)
+    work = f"random resized crops to {options.image_size}, {options.interpolation}, decoder {options.decoder}"
+    print(f"{flag_values.data}, {image_bytes / 1e3:.0f} kB an image: {work}, {cores} cores\n")
+    print(measuring.table(rates, spent, by_threads))
+    median, low, high = rates.ratios
+    return {
+        "data": flag_values.data,
+        **dataclasses.asdict(options),
+        "bytes_per_image": image_bytes,
+        "images_per_cpu_second": {"ours": rates.ours, "pillow": rates.pillow},
+        "ratio": {"median": median, "low": low, "high": high},
+        "cpu_seconds_per_image": spent,
+        "images_per_second_by_threads": by_threads,
+        "cores": cores,
+    }
+
+
+COMMANDS = {"length": (length, LENGTH_FLAGS), "data": (data, DATA_FLAGS)}
 
 if __name__ == "__main__":
     run_subcommand(COMMANDS)

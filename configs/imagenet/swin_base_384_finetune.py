@@ -36,6 +36,7 @@ def get_config():
     config.data.eval_crop = "resize"
     config.data.interpolation = "bicubic"
     config.data.flip = True
+    config.data.decoder = "turbo"
 
     config.task.label_smoothing = 0.1
     config.task.mixup_alpha = 0.8

@@ -34,6 +34,7 @@ def get_config():
     config.data.crop_fraction = 0.875
     config.data.interpolation = "bicubic"
     config.data.flip = True
+    config.data.decoder = "turbo"
 
     config.task.label_smoothing = 0.1
     config.task.mixup_alpha = 0.8

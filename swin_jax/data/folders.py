@@ -70,11 +70,11 @@ def list_classes(folder: pathlib.Path) -> tuple[str, ...]:
     return classes
 
 
-def list_images(folder: pathlib.Path, class_names: tuple[str, ...]) -> FolderRecords:
+def list_images(folder: pathlib.Path, class_names: tuple[str, ...], *, check_files: bool = True) -> FolderRecords:
     """Return every image below the class folders of `folder`, labelled by the position in `class_names`, sorted.
 
     UserError, naming the culprit, for a class that is not in `class_names`, one without images, and a file that is no
-    image: by its extension always, by its header where there are at most `MAX_CHECKED_FILES`.
+    image: by its extension always, by its header if `check_files` and there are at most `MAX_CHECKED_FILES`.
     """
     paths, labels = [], []
     for class_name in list_classes(folder):
@@ -88,7 +88,7 @@ def list_images(folder: pathlib.Path, class_names: tuple[str, ...]) -> FolderRec
                 raise UserError(f"{path} is no image (known: {' '.join(EXTENSIONS)})")
         paths += files
         labels += [class_names.index(class_name)] * len(files)
-    if len(paths) <= MAX_CHECKED_FILES:
+    if check_files and len(paths) <= MAX_CHECKED_FILES:
         for path in paths:
             _check_header(path)
     return FolderRecords(paths=tuple(paths), labels=np.array(labels, np.int32))

@@ -126,6 +126,7 @@ def make_source(
     image_size: Size = 224,
     channels: int = 3,
     num_classes: int = 0,
+    check_files: bool = True,
 ) -> ImageSource:
     """Open a split of a data source, without downloading anything.
 
@@ -137,6 +138,7 @@ def make_source(
         slice as TFDS writes them: `train[:80%]`.
       data_dir: the folder of the idx files of `fashion_mnist`, or of TFDS.
       image_size, channels, num_classes: what `synthetic` makes; other sources have their own.
+      check_files: whether a file of a folder that is no image is an error now, and not only when it is read.
 
     Raises UserError for an unknown source, a split it lacks, and files that are missing or damaged.
     """
@@ -151,7 +153,7 @@ def make_source(
     elif kind == "tfds" and argument:
         opened = _tfds(argument, base, data_dir)
     elif kind == "folder" and argument:
-        opened = _folder(pathlib.Path(argument).expanduser(), base)
+        opened = _folder(pathlib.Path(argument).expanduser(), base, check_files=check_files)
     elif kind not in ("tfds", "folder") and argument:
         opened = imported(kind, argument)(base)
     else:
@@ -246,12 +248,12 @@ def _synthetic(split: str, *, image_size: Size, channels: int, num_classes: int)
     return ImageSource(name="synthetic", records=records, order=order, num_classes=num_classes)
 
 
-def _folder(root: pathlib.Path, split: str) -> ImageSource:
+def _folder(root: pathlib.Path, split: str, *, check_files: bool) -> ImageSource:
     """Open images in one folder a class; without split folders a fixed, stratified tenth is the test split."""
     if not folders.list_splits(root):
         check_split(split, ("train", "test", "all"), f"folder:{root}")
         class_names = folders.list_classes(root)
-        records = folders.list_images(root, class_names)
+        records = folders.list_images(root, class_names, check_files=check_files)
         train, test = hold_out(records.labels, max(1, round(len(records) * folders.HELD_OUT_SHARE)))
         order = {"train": train, "test": test, "all": shuffled(len(records))}[split]
     else:
@@ -260,7 +262,7 @@ def _folder(root: pathlib.Path, split: str) -> ImageSource:
         # The training classes number the labels of every split; a folder that only evaluates numbers its own.
         train_folder = root / "train"
         class_names = folders.list_classes(train_folder if train_folder.is_dir() else folder)
-        records = folders.list_images(folder, class_names)
+        records = folders.list_images(folder, class_names, check_files=check_files)
         order = shuffled(len(records))
     return ImageSource(
         name=f"folder:{root}", records=records, order=order, num_classes=len(class_names), class_names=class_names

@@ -225,12 +225,19 @@ class ImageTransform:
         """Whether the result depends on the generator given to the call."""
         return self.flip or self.crop == "random_resized"
 
+    @property
+    def only_crops(self) -> bool:
+        """Whether nothing follows the crop, so that it need not become a Pillow image."""
+        return not self.flip
+
     def __call__(self, image: bytes | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Return the transformed pixels; `rng` is needed where `is_random`."""
         size, crop = height_width(self.image_size), self.crop
         if self.decoder == "turbo" and crop == "random_resized" and isinstance(image, bytes):
             options = {"scale": self.crop_scale, "interpolation": self.interpolation}
             image, crop = turbo_random_resized_crop(image, size, rng, channels=self.channels, **options), "none"
+            if self.only_crops:
+                return image
         pil = to_pil(image, channels=self.channels)
         if crop == "random_resized":
             pil = random_resized_crop(pil, size, rng, scale=self.crop_scale, interpolation=self.interpolation)

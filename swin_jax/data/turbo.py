@@ -49,8 +49,8 @@ def reduction(box_size: tuple[int, int], image_size: tuple[int, int]) -> int:
 def decode_jpeg(data: bytes, size: tuple[int, int], *, reduction: int = 1) -> np.ndarray | None:
     """Return the pixels of a JPEG of `size`, uint8 `[ceil(H / reduction), ceil(W / reduction), 3]`.
 
-    A reduced pixel stands for a square of `reduction` x `reduction`: libjpeg leaves the high frequencies out of the
-    inverse DCT. Not reduced, the pixels are Pillow's. None for damaged data, of which nothing is filled up.
+    A reduced pixel is the mean of a square of `reduction` x `reduction`, which libjpeg's inverse DCT gives at once. Not
+    reduced, the pixels are Pillow's. None for damaged data, of which nothing is filled up.
     """
     simplejpeg, _ = libraries()
     height, width = (math.ceil(side / reduction) for side in size)

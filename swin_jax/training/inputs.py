@@ -104,6 +104,7 @@ class ImageInputs:
             image_size=data.image_size,
             channels=data.channels,
             num_classes=data.num_classes,
+            check_files=data.on_corrupt == "stop",
         )
 
     def _common_options(self, batch_size: int) -> dict[str, Any]:
