@@ -29,10 +29,11 @@ def default_config() -> ConfigDict:
     config.init_class_map = ""  # file with the number of the checkpoint's class for each of ours, one a line
 
     config.model = ConfigDict()
-    config.model.name = "swin"  # num_classes, image_size and in_channels come from `data`
+    config.model.name = "swin"  # num_classes, image_size, in_channels (vocab_size, max_length) come from the data
 
     config.data = ConfigDict()
-    config.data.source = "digits"  # digits, fashion_mnist, synthetic, tfds:NAME, folder:PATH
+    config.data.kind = "images"  # images, text, text_pairs
+    config.data.source = "digits"  # digits, fashion_mnist, synthetic, tfds:NAME, folder:PATH; of texts: see `text`
     config.data.data_dir = ""
     config.data.train_split = "train"
     config.data.eval_split = "test"
@@ -48,7 +49,16 @@ def default_config() -> ConfigDict:
     config.data.num_threads = 16
     config.data.worker_count = 0
 
-    config.task = ConfigDict()
+    config.text = ConfigDict()  # of data.kind text and text_pairs
+    config.text.tokenizer = "char"  # byte, char, bpe, unigram: learned from the training split; or a tokenizer.json
+    config.text.vocab_size = 0  # of bpe and unigram
+    config.text.sequence_length = 128  # tokens of an example; of pairs: of the target
+    config.text.source_length = 0  # tokens of the source of pairs; 0: sequence_length
+    config.text.packed = False  # short texts side by side in a row; off: windows at random places of long ones
+    config.text.eval_stride = 0  # from window to window; the last eval_stride tokens of each count; 0: sequence_length
+    config.text.held_out = 0.05  # the share that is the test split, where a source has none
+
+    config.task = ConfigDict()  # a task takes those of these that are its own
     config.task.name = "classification"
     config.task.loss = "softmax"  # softmax, sigmoid (a yes-or-no question for each class: DeiT-III)
     config.task.target_threshold = -1.0  # sigmoid: targets above it count as 1, the others as 0; below 0: as they are
@@ -59,6 +69,8 @@ def default_config() -> ConfigDict:
     config.task.cutmix_alpha = 0.0
     config.task.mix_prob = 1.0
     config.task.mix_switch_prob = 0.5
+    config.task.objective = "next"  # next, masked, prefix; of language_modeling
+    config.task.mask_rate = 0.15  # of the objective masked
     config.task.augment = ConfigDict()  # on the device; the arguments of data.augment.augment
     config.task.augment.crop_padding = 0
     config.task.augment.flip = False
@@ -69,7 +81,7 @@ def default_config() -> ConfigDict:
     config.task.augment.erasing = 0.0
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # adamw, sgd, lamb, lion, adafactor
+    config.optimizer.name = "adamw"  # adamw, sgd, lamb, lion, adafactor, muon
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"  # cosine, linear, polynomial, step, inverse_square_root, constant
     config.optimizer.final_learning_rate = 0.0  # cosine, linear, polynomial
@@ -85,11 +97,14 @@ def default_config() -> ConfigDict:
     config.optimizer.weight_decay_multipliers = ()  # ((regular expression, factor), ...) over the parameters' paths
     config.optimizer.learning_rate_multipliers = ()  # the same; factor 0 freezes
     config.optimizer.layer_decay = 1.0  # of the learning rate, from each layer to the one below
-    config.optimizer.b1 = 0.9  # adamw, lamb, lion, adafactor
-    config.optimizer.b2 = 0.999  # adamw, lamb, lion (whose paper has 0.99); the upper bound of adafactor's
-    config.optimizer.eps = 1e-8  # adamw, lamb
+    config.optimizer.b1 = 0.9  # adamw, lamb, lion, adafactor, muon's Adam
+    config.optimizer.b2 = 0.999  # the same (lion's paper has 0.99); the upper bound of adafactor's
+    config.optimizer.eps = 1e-8  # adamw, lamb, muon
     config.optimizer.momentum = 0.9  # sgd
-    config.optimizer.nesterov = True  # sgd
+    config.optimizer.nesterov = True  # sgd, muon
+    config.optimizer.muon_momentum = 0.95
+    config.optimizer.adam_learning_rate_share = 0.15  # muon: of the learning rate, for what is no matrix
+    config.optimizer.adam_parameters = ()  # muon: (regular expression, ...) of kernels that are Adam's nevertheless
     config.optimizer.momentum_dtype = ""  # of the first moments: bfloat16 halves them; "": the parameters'
     config.optimizer.grad_clip_norm = 0.0  # 0: off
 
@@ -115,6 +130,11 @@ def check_config(config: ConfigDict) -> None:
         ("data.num_classes", 0, None),
         ("data.num_threads", 0, None),
         ("data.worker_count", 0, None),
+        ("text.vocab_size", 0, None),
+        ("text.sequence_length", 1, None),
+        ("text.source_length", 0, None),
+        ("text.eval_stride", 0, None),
+        ("text.held_out", 0, 1),
         ("seed", 0, 2**31),
         ("total_epochs", 1, None),
         ("total_steps", 0, None),
@@ -131,6 +151,8 @@ def check_config(config: ConfigDict) -> None:
         ("optimizer.warmup_epochs", 0, None),
         ("optimizer.milestone_factor", 0, None),
         ("optimizer.weight_decay", 0, None),
+        ("optimizer.muon_momentum", 0, 1),
+        ("optimizer.adam_learning_rate_share", 0, None),
         ("optimizer.grad_clip_norm", 0, None),
     )
     for key, low, high in bounds:

@@ -1,5 +1,6 @@
 """The optimizers as the published recipes run them: clipping, direction, weight decay and schedule, in raw optax."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from swin_jax.errors import UserError, did_you_mean
+from swin_jax.training.muon import muon_mask, scale_by_muon_and_adam
 from swin_jax.training.parameter_groups import Multipliers, decay_factors, learning_rate_factors
 from swin_jax.training.schedules import Schedule
 
-OPTIMIZERS = ("adamw", "sgd", "lamb", "lion", "adafactor")
+OPTIMIZERS = ("adamw", "sgd", "lamb", "lion", "adafactor", "muon")
 
 
 def create_optimizer(
@@ -25,6 +27,9 @@ def create_optimizer(
     nesterov: bool,
     grad_clip_norm: float,
     momentum_dtype: str = "",
+    muon_momentum: float = 0.95,
+    adam_learning_rate_share: float = 1.0,
+    adam_parameters: Sequence[str] = (),
     peak_learning_rate: float | None = None,
     learning_rate_multipliers: Multipliers = (),
     weight_decay_multipliers: Multipliers = (),
@@ -40,9 +45,13 @@ def create_optimizer(
     - `adafactor` is the variant of "Scaling Vision Transformers" (arXiv 2106.04560, section 3.4) at Adam's scale of
       learning rates: second moments factored where two axes have 32 entries, averaged with 1 - t**-0.8 but at most
       `b2`, first moments with `b1`, no scaling by the parameters; with the decay of adamw.
+    - `muon` is Muon for the kernels between embedding and head, Adam for all else (see `scale_by_muon_and_adam`); each
+      decays as adamw does, at its own learning rate.
 
     Args:
         momentum_dtype: of the first moments; "" for that of the parameters.
+        muon_momentum, adam_learning_rate_share, adam_parameters: of muon alone. The learning rate of Adam is that share
+            of Muon's at every update; `adam_parameters` are regular expressions, see `muon_mask`.
         peak_learning_rate: if given, weight decay does not depend on the learning rate, as in big_vision: it takes
             `weight_decay * schedule / peak_learning_rate` of the parameter, outside of momentum and trust ratio.
         learning_rate_multipliers: ((pattern, factor), ...), see `match_multipliers`. They scale the whole update, so
@@ -81,8 +90,15 @@ def create_optimizer(
             direction = optax.chain(optax.scale_by_adam(b1, b2, eps, mu_dtype=accumulator), inner, trust)
         elif name == "lion":
             direction = optax.chain(optax.scale_by_lion(b1, b2, mu_dtype=accumulator), inner)
-        else:
+        elif name == "adafactor":
             direction = optax.chain(_scale_by_adafactor(b1, b2, accumulator), inner)
+        else:
+            is_matrix = muon_mask(params, adam_parameters)
+            is_adam = jax.tree.map(lambda matrix: not matrix, is_matrix)
+            scaled = scale_by_muon_and_adam(
+                is_matrix, momentum=muon_momentum, nesterov=nesterov, b1=b1, b2=b2, eps=eps, momentum_dtype=accumulator
+            )
+            direction = optax.chain(scaled, inner, optax.masked(optax.scale(adam_learning_rate_share), is_adam))
         clip = clip_by_global_norm(grad_clip_norm) if grad_clip_norm else optax.identity()
         steps = optax.chain(clip, direction, *outer, optax.scale_by_learning_rate(schedule))
         if not any(factor != 1.0 for factor in jax.tree.leaves(factors)):

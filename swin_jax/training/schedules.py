@@ -90,11 +90,12 @@ def create_schedule(
             return jnp.asarray(rates)[(step >= jnp.asarray(milestones, jnp.float32)).sum()]
         if schedule == "inverse_square_root":
             return learning_rate * jnp.sqrt(warmup_steps / jnp.maximum(step, warmup_steps))
-        progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
-        if schedule == "cosine":
-            return final_learning_rate + 0.5 * (learning_rate - final_learning_rate) * (1 + jnp.cos(jnp.pi * progress))
-        exponent = 1.0 if schedule == "linear" else power
-        return final_learning_rate + (learning_rate - final_learning_rate) * (1.0 - progress) ** exponent
+        remaining = jnp.clip((total_steps - step) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+        if schedule == "cosine":  # sin² is the published (1 + cos) / 2 without its cancellation in float32 at the end
+            share = jnp.sin(0.5 * jnp.pi * remaining) ** 2
+        else:
+            share = remaining ** (1.0 if schedule == "linear" else power)
+        return final_learning_rate + (learning_rate - final_learning_rate) * share
 
     def learning_rate_at(step):
         step = jnp.asarray(step, jnp.float32)

@@ -254,7 +254,7 @@ def test_frozen_parameters_stay_and_cost_nothing(name, peak):
     ("changes", "message"),
     [
         ({"name": "adam"}, "did you mean 'adamw'"),
-        ({"name": "shampoo"}, "known: adamw, sgd, lamb, lion, adafactor"),
+        ({"name": "shampoo"}, "known: adamw, sgd, lamb, lion, adafactor, muon"),
         ({"momentum_dtype": "float8"}, "momentum_dtype='float8'"),
         ({"peak_learning_rate": 0.0}, "learning rate of 0"),
     ],
