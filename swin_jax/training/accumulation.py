@@ -51,6 +51,7 @@ def accumulate(
     indices = jnp.arange(len(jax.tree.leaves(batches)[0]))
     (model_state, sums), (metrics, weights) = jax.lax.scan(add, (model_state, zeros), (indices, batches))
     total = weights.sum()
-    grads = jax.tree.map(lambda leaf, grad: (grad / total).astype(leaf.dtype), like, sums)
-    means = {name: (value * weights).sum() / total for name, value in metrics.items()}
+    divisor = jnp.where(total == 0, 1, total)  # a batch of padding alone teaches nothing
+    grads = jax.tree.map(lambda leaf, grad: (grad / divisor).astype(leaf.dtype), like, sums)
+    means = {name: (value * weights).sum() / divisor for name, value in metrics.items()}
     return means | ({LOSS_WEIGHT: total} if LOSS_WEIGHT in metrics else {}), model_state, grads

@@ -8,8 +8,10 @@ import pytest
 from flax import nnx
 
 from swin_jax.errors import UserError
-from swin_jax.tasks import LOSS_WEIGHT
+from swin_jax.models import create_model
+from swin_jax.tasks import LOSS_WEIGHT, create_task
 from swin_jax.training import sharding
+from swin_jax.training.accumulation import accumulate
 from swin_jax.training.state import split_model
 from swin_jax.training.step import step_rngs
 from tests.training.conftest import Setup, SmallModel
@@ -38,10 +40,10 @@ class MeanOfSome:
         return mean, {"twice": 2 * mean, LOSS_WEIGHT: weight}
 
 
-def updated(setup, updates=3):
+def updated(setup, updates=3, batch_of=Setup.batch):
     state, found = setup.init(), []
     for number in range(updates):
-        state, metrics = setup.train_step(state, setup.batch(number), 7)
+        state, metrics = setup.train_step(state, batch_of(setup, number), 7)
         found.append({name: float(value) for name, value in metrics.items()})
     return jax.device_get(state), found
 
@@ -72,6 +74,63 @@ def test_unequal_microbatches_count_by_their_weight():
     run = updated(Setup(2, model=PlainModel, task=task, accumulation_steps=8))
     assert len({metrics[LOSS_WEIGHT] for metrics in run[1]}) > 1
     assert_equal_runs(run, expected)
+
+
+TEXT = {
+    "vocab_size": 11,
+    "max_length": 12,
+    "embed_dim": 16,
+    "num_heads": 2,
+    "depth": 1,
+    "qkv_bias": False,  # a key's bias has no gradient but rounding errors, which Adam would blow up
+}
+TASKS = {"causal_transformer": "language_modeling", "transformer": "sequence_to_sequence"}
+
+
+def rows_of_text(name):
+    """Return the function from setup and number to a batch of eight rows: full, packed, short, and empty ones."""
+
+    def batch_of(setup, number):
+        rng = np.random.default_rng(number)
+        tokens = rng.integers(0, 11, (2, 8, 13), np.int32)
+        lengths = np.array([13, 13, 9, 5, 3, 2, 1, 0])
+        segments = (np.arange(13) < lengths[:, None]) * (1 + (np.arange(13) >= 7) * (np.arange(8) % 2 == 1)[:, None])
+        segments = segments.astype(np.int32)
+        if name == "causal_transformer":
+            batch = {"tokens": tokens[0], "segments": segments}
+        else:
+            batch = {"target": tokens[0], "target_segments": segments}
+            batch |= {"source": tokens[1, :, 1:], "source_segments": segments[:, 1:]}
+        return sharding.global_batch(batch, setup.mesh)
+
+    return batch_of
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_microbatches_of_text_count_by_their_tokens(name):
+    def setup(accumulation_steps):
+        return Setup(
+            model=lambda rngs: create_model(name, **TEXT, rngs=rngs),
+            task=create_task(TASKS[name], vocab_size=11, label_smoothing=0.1),
+            accumulation_steps=accumulation_steps,
+        )
+
+    batch_of = rows_of_text(name)
+    expected = updated(setup(1), batch_of=batch_of)
+    assert expected[1][0][LOSS_WEIGHT] == 12 + 11 + 8 + 4 + 2 + 1  # the second row holds two texts
+    assert_equal_runs(updated(setup(8), batch_of=batch_of), expected)  # the last two microbatches predict nothing
+
+
+def test_a_batch_without_a_token_to_predict_moves_nothing():
+    def gradients(index, batch, model_state):
+        loss = jnp.where(batch["counts"], 3.0, 0.0).sum() / jnp.maximum(batch["counts"].sum(), 1)
+        return {"loss": loss, LOSS_WEIGHT: batch["counts"].sum()}, model_state, {"w": loss * jnp.ones(2)}
+
+    like = jax.device_put({"w": jnp.ones(2)})
+    for counts, expected in ((jnp.zeros((2, 4), bool), 0.0), (jnp.eye(2, 4, dtype=bool), 3.0)):
+        metrics, _, grads = accumulate(gradients, {"counts": counts}, {}, like=like)
+        assert float(metrics["loss"]) == expected
+        np.testing.assert_array_equal(grads["w"], [expected, expected])
 
 
 def test_each_microbatch_has_its_own_dropout_and_goes_on_with_the_statistics():

@@ -13,6 +13,7 @@ from swin_jax.training.muon import matrix_axes, muon_mask
 from swin_jax.training.optimizer import create_optimizer
 from swin_jax.training.sharding import path_name
 from swin_jax.training.state import split_model
+from tests.training.conftest import Setup
 
 SHAPES = {
     "embed.embedding": (5, 4),
@@ -162,6 +163,20 @@ def test_patterns_that_do_not_fit(patterns, message):
 )
 def test_axes_of_a_kernel(path, ndim, inputs, outputs):
     assert matrix_axes(path, ndim) == (inputs, outputs)
+
+
+def test_muon_is_the_same_on_any_mesh():
+    def params_of(num_devices, **axes):
+        setup = Setup(num_devices, optimizer={"name": "muon", "weight_decay": 0.05, "b2": 0.99}, **axes)
+        state, _ = setup.train_step(setup.init(), setup.batch(), 0)
+        return setup, jax.device_get(state)
+
+    _, expected = params_of(1)
+    setup, state = params_of(8, fsdp=4)
+    momenta = {path: leaf.sharding.spec for path, leaf in flat(setup.target.opt_state).items() if ".mu." in path}
+    (kernel,) = [spec for path, spec in momenta.items() if path.endswith("blocks.0.kernel")]
+    assert "fsdp" in kernel
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), state.params, expected.params)
 
 
 TEXT = {"vocab_size": 11, "max_length": 8, "embed_dim": 8, "num_heads": 2, "depth": 1}

@@ -1,5 +1,8 @@
 """Which parameters decay and how fast each learns, against tables written by hand."""
 
+import json
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,6 +13,7 @@ from swin_jax.models import create_model
 from swin_jax.training.parameter_groups import decay_factors, decay_mask, layer_factors, learning_rate_factors
 from swin_jax.training.sharding import path_name
 from swin_jax.training.state import split_model
+from tests.convert import goldens
 
 
 def test_decay_mask_spares_biases_tokens_and_tables():
@@ -55,7 +59,8 @@ VIT = {"depth": 3, "num_heads": 1, "embed_dim": 4, "image_size": 8, "patch_size"
 
 
 def parameters(family, **options):
-    return jax.eval_shape(lambda: split_model(create_model(family, num_classes=3, **options, rngs=nnx.Rngs(0)))[1:])[0]
+    options = {"num_classes": 3, **options}
+    return jax.eval_shape(lambda: split_model(create_model(family, **options, rngs=nnx.Rngs(0)))[1:])[0]
 
 
 def by_prefix(tree, prefixes):
@@ -97,6 +102,31 @@ def test_layer_decay_of_vit_is_that_of_beit_and_mae(options, below, above):
     exponents = {"patch_embed.": 4, "blocks.0.": 3, "blocks.1.": 2, "blocks.2.": 1}
     exponents |= dict.fromkeys(below, 4) | dict.fromkeys(above, 0)
     assert by_prefix(factors, exponents) == {prefix: {round(0.65**n, 9)} for prefix, n in exponents.items()}
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_layer_decay_with_two_multipliers_is_timms(family):
+    """timm counts the last norm to the last block, and a patch merging to the block above it."""
+    golden = goldens.read("layer_decay_scales")
+    decay = float(golden["decay"])
+    options = json.loads(str(golden["about"]))["model"][family]
+    multipliers = {"vit": ((r"^norm\.", decay),), "swin": ((r"^norm\.", decay), (r"\.downsample\.", 1 / decay))}
+    layer = r"^(?:(?:stages\.\d+\.)?blocks\.\d+|stages\.\d+\.\w+|\w+)"
+
+    def of_layers(factors):
+        found = {}
+        for path, factor in factors:
+            found.setdefault(re.match(layer, path)[0], set()).add(round(factor, 9))
+        return found
+
+    factors = learning_rate_factors(
+        parameters(options.pop("name"), **options), multipliers=multipliers[family], layer_decay=decay
+    )
+    ours = ((path_name(path), factor) for path, factor in jax.tree_util.tree_leaves_with_path(factors))
+    theirs = json.loads(str(golden["scales"]))[family].items()
+    theirs = of_layers((name.replace("layers.", "stages."), scale) for name, scale in theirs)
+    assert of_layers(ours) == theirs
+    assert len(theirs) == {"vit": 2 + 3 + 2, "swin": 1 + 6 + 2 + 2}[family]
 
 
 def test_multipliers_and_layer_decay_multiply():

@@ -1,5 +1,7 @@
 """What stays float32 in a bfloat16 model, read from the traced update; what remat changes, and what it does not."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,18 +88,30 @@ def test_bfloat16_is_for_matrix_products_not_for_sums(name):
     assert len(arrays) > 4 * len(jax.tree.leaves(state.params)) - 1  # params, two moments, average
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_remat_gives_the_same_loss_with_less_memory(name):
+def image_model_and_inputs(name):
     side = MODELS[name]["image_size"]
-    images = jnp.asarray(np.random.default_rng(1).normal(size=(8, side, side, 1)), jnp.float32)
+    images = np.random.default_rng(1).normal(size=(8, side, side, 1)).astype(np.float32)
     options = {"zero_head": False} if name == "vit" else {}
+    return partial(build, name, init="fan_in", **options), (images,)
+
+
+def text_model_and_inputs(name):
+    tokens = np.random.default_rng(1).integers(0, 13, (2, 4, 64), np.int32)
+    options = {"vocab_size": 13, "max_length": 64, "embed_dim": 16, "num_heads": 2, "depth": 4, "dropout_rate": 0.1}
+    both = name == "transformer"
+    return lambda **more: create_model(name, **options, **more, rngs=nnx.Rngs(0)), tuple(tokens) if both else tokens[:1]
+
+
+@pytest.mark.parametrize("name", [*MODELS, "causal_transformer", "transformer"])
+def test_remat_gives_the_same_loss_with_less_memory(name):
+    model_of, inputs = (image_model_and_inputs if name in MODELS else text_model_and_inputs)(name)
     results = {}
     for remat in (False, True):
-        model_def, params, model_state = split_model(build(name, remat=remat, init="fan_in", **options))
+        model_def, params, model_state = split_model(model_of(remat=remat))
 
         def loss_of(params, model_def=model_def, model_state=model_state):
-            logits = model_def.merge(params, model_state)(images, rngs=nnx.Rngs(dropout=3))
-            return -jax.nn.log_softmax(logits)[:, 0].mean()
+            logits = model_def.merge(params, model_state)(*inputs, rngs=nnx.Rngs(dropout=3))
+            return -jax.nn.log_softmax(logits)[..., 0].mean()
 
         compiled = jax.jit(jax.value_and_grad(loss_of)).lower(params).compile(compiler_options=OPTIONS)
         results[remat] = compiled(params), compiled.memory_analysis().temp_size_in_bytes

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,5 +159,11 @@ def test_evaluation_uses_the_averaged_parameters(setup):
     state = setup.init()
     for number in range(3):
         state, _ = setup.train_step(state, setup.batch(number), 0)
-    assert state.eval_params is state.ema_params
-    assert sharding.batch_shards(setup.mesh) == 1
+
+    def figures(state):
+        batch = {name: np.asarray(array) for name, array in setup.batch(5).items()}
+        return evaluate(setup.eval_step, setup.task, [{**batch, "valid": np.ones(16, bool)}], state, setup.mesh)
+
+    of_average = figures(state)
+    assert of_average == figures(dataclasses.replace(state, params=state.ema_params, ema_params=None))
+    assert of_average["loss"] != pytest.approx(figures(dataclasses.replace(state, ema_params=None))["loss"], rel=1e-4)
