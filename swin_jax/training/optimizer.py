@@ -67,6 +67,8 @@ def create_optimizer(
         raise UserError(f"unknown optimizer {name!r}{did_you_mean(name, OPTIMIZERS)} (known: {known})")
     if momentum_dtype not in ("", "float32", "bfloat16"):
         raise UserError(f"optimizer.momentum_dtype={momentum_dtype!r} is none of '', 'float32', 'bfloat16'")
+    if adam_parameters and name != "muon":
+        raise UserError(f"optimizer.adam_parameters={adam_parameters} is for optimizer.name='muon', not {name!r}")
     if peak_learning_rate == 0:
         raise UserError("weight decay cannot be independent of a learning rate of 0")
     accumulator = momentum_dtype or None
