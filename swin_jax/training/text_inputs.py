@@ -53,7 +53,11 @@ class TextInputs(_Rows):
         documents = self._open(config, config.data.train_split)
         super().__init__(config, workdir, documents)
         tokenizer, text = self.tokenizer, config.text
-        self.task_options |= {"mask_id": tokenizer.mask_id, "token_characters": tokenizer.token_characters}
+        self.task_options |= {
+            "mask_id": tokenizer.mask_id,
+            "token_characters": tokenizer.token_characters,
+            "packed": text.packed,
+        }
         tokens = self._tokenize(documents)
         if text.packed:
             self._train_rows = pack_documents(tokens, text.sequence_length, seed=config.seed)
