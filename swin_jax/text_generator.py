@@ -213,7 +213,9 @@ def published_generator(name: str, pretrained: str, *, tokenizer_file: str = "")
     tokenizer = Tokenizer.from_file(file)
     eos_id, pad_id = tokenizer.eos_id, tokenizer.pad_id
     if eos_id is None or (model.has_encoder and pad_id is None):
-        raise UserError(f"the tokenizer {file} has no token that {name} {'begins' if eos_id is not None else 'ends'} with")
+        raise UserError(
+            f"the tokenizer {file} has no token that {name} {'begins' if eos_id is not None else 'ends'} with"
+        )
     if tokenizer.vocab_size != model.vocab_size:
         model = nnx.eval_shape(lambda: create_model(name, vocab_size=tokenizer.vocab_size, rngs=nnx.Rngs(0)))
     print(f"{name} from {pretrained}: {load_pretrained(model, pretrained)}")
