@@ -17,7 +17,7 @@ TINY = {"model.embed_dim": 32, "model.depth": 1, "model.num_heads": 2} | dict.fr
     ("eval_every_epochs", "checkpoint_every_epochs"), 0
 )
 MAKE_MESH = sharding.make_mesh
-WORDS = "the cat saw a red bird and then it ran over to me".split()
+WORDS = ("the", "cat", "saw", "a", "red", "bird", "and", "then", "it", "ran", "over", "to", "me")
 
 
 def _one_device(*, devices=None, **axes):
