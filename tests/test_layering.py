@@ -16,6 +16,7 @@ ALLOWED = {
     "decoding": {"nn", "models", "decoding", "errors"},
     "tasks": {"nn", "models", "data", "decoding", "tasks", "errors"},
     "training": {"nn", "models", "data", "decoding", "tasks", "convert", "training", "errors"},
+    "probing": {"data", "training", "probing", "errors"},
     "errors": set(),
 }
 CONFIG_READERS = {
