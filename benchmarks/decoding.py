@@ -1,7 +1,7 @@
 """What the next token costs: python benchmarks/decoding.py [--lengths=64,128,256,512,1024] [--batch_size=1] ...
 
-With the cache, one token goes through the model; from scratch, all tokens so far do. Both are timed at the end of a text
-of each length, and must predict the same. Prints a table, and JSON last.
+With the cache, one token goes through the model; from scratch, all tokens so far do. Both are timed at the end of a
+text of each length, and must predict the same. Prints a table, and JSON last.
 """
 
 import dataclasses
