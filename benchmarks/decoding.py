@@ -16,8 +16,8 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from swin_jax.commands import run_command  # noqa: E402
-from swin_jax.errors import UserError  # noqa: E402
+from swin_jax.commands import run_command
+from swin_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list("lengths", ["64", "128", "256", "512", "1024"], "Tokens of the texts.", flag_values=FLAGS)
