@@ -18,8 +18,8 @@ from swin_jax.commands import run_subcommand, whole_numbers
 from swin_jax.errors import UserError
 
 LENGTH_FLAGS = flags.FlagValues()
-flags.DEFINE_list("lengths", "128,256,512,1024,1536,2048,3072,4096", "Tokens of attention.", flag_values=LENGTH_FLAGS)
-flags.DEFINE_list("image_sizes", "64,96,128,160,192,224,256", "Sides of a square image.", flag_values=LENGTH_FLAGS)
+flags.DEFINE_list("lengths", "128,256,512,768,1024,1536,2048", "Tokens of attention.", flag_values=LENGTH_FLAGS)
+flags.DEFINE_list("image_sizes", "64,96,128,160,192,224", "Sides of a square image.", flag_values=LENGTH_FLAGS)
 flags.DEFINE_integer("window", 64, "Tokens of a window of attention.", flag_values=LENGTH_FLAGS)
 flags.DEFINE_integer("num_heads", 2, "Heads of attention.", flag_values=LENGTH_FLAGS)
 flags.DEFINE_integer("head_dim", 32, "Width of each.", flag_values=LENGTH_FLAGS)

@@ -208,8 +208,10 @@ def _of_published(name: str, pretrained: str) -> ImageModel:
 
     from swin_jax.convert import load_pretrained
     from swin_jax.data.transforms import ImageTransform
-    from swin_jax.models import create_model, list_models, published
+    from swin_jax.models import create_model, list_models, published, transformer
 
+    if name in transformer.PRESETS or name in transformer.CAUSAL_PRESETS:
+        raise UserError(f"--model={name} is for text: published weights are drawn of models for images alone")
     model = create_model(name, num_classes=0, rngs=nnx.Rngs(0))
     load_pretrained(model, pretrained)
     variant = published.find_variant(name, pretrained)

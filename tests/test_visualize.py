@@ -159,6 +159,7 @@ def test_attention_of_published_weights(preset, weights, photo, tmp_path, capsys
         (["attention", "--workdir=RUN", "--example=-1"], "there is no --example=-1"),
         (["attention", "--workdir=RUN", "--example=1", "--image=x.png"], "--image and --example: give one of them"),
         (["attention", "--model=vit_tiny_patch16_24", "--pretrained=x"], "did you mean 'vit_tiny_patch16_224'"),
+        (["attention", "--model=gpt2", "--pretrained=x"], "--model=gpt2 is for text"),
         (["attention", f"--model={SWIN}", "--pretrained=/no.safetensors", "--image=x"], "/no.safetensors"),
         (["attention", "--workdir=RUN", "--checkpoint=7"], "no checkpoint '7'"),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from swin_jax.errors import UserError, did_you_mean
+from swin_jax.tasks import LOSS_WEIGHT
 
 OBJECTIVES = ("next", "masked", "prefix")
 # What becomes of a token chosen to be predicted: the rest of them stays as it is (BERT, arXiv 1810.04805, section 3.1).
@@ -23,7 +24,10 @@ class LanguageModeling:
     tokens, the last one aside, from all others (a `MaskedTransformer`). In evaluation a prefix is half of the text, and
     which tokens are masked depends on the text alone. Tokens count where `scored`, if a batch has it.
 
-    `token_characters` `[vocab_size]` are the characters of each token, for bits per character.
+    Args:
+        token_characters: `[vocab_size]`, the characters of each token, for bits per character.
+        packed: whether a row may hold several texts. If not, a causal model need not be told of segments: what follows
+            a text is never seen from it, and all rows share one mask and their positions.
     """
 
     best_metric, lowest_is_best = "loss", True
@@ -37,6 +41,7 @@ class LanguageModeling:
         objective: str = "next",
         mask_rate: float = 0.15,
         label_smoothing: float = 0.0,
+        packed: bool = True,
     ):
         if objective not in OBJECTIVES:
             near = did_you_mean(objective, OBJECTIVES)
@@ -46,6 +51,7 @@ class LanguageModeling:
         check_shares(mask_rate=mask_rate, label_smoothing=label_smoothing)
         self.vocab_size, self.mask_id = vocab_size, mask_id
         self.objective, self.mask_rate, self.label_smoothing = objective, mask_rate, label_smoothing
+        self.packed = packed
         self.token_characters = None if token_characters is None else np.asarray(token_characters, np.float32)
 
     def loss(
@@ -64,8 +70,7 @@ class LanguageModeling:
                 shares = jax.random.uniform(key, (len(tokens),))
                 lengths = prefix_lengths(segments[:, :-1], shares)
             logits, targets, weights = self._predict(model, tokens, segments, lengths, rngs)
-        losses = smoothed_cross_entropy(logits, targets, self.label_smoothing)
-        return weighted_mean(losses, weights), {"accuracy": weighted_mean(logits.argmax(-1) == targets, weights)}
+        return training_loss(logits, targets, weights, label_smoothing=self.label_smoothing)
 
     def evaluate(self, model: nnx.Module, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return the sums of loss, hits, tokens and characters over the tokens that count."""
@@ -98,7 +103,9 @@ class LanguageModeling:
     def _predict(self, model, tokens, segments, lengths, rngs) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return logits, targets and which of them count: tokens after the first of a text, behind the prefix."""
         options = {} if lengths is None else {"prefix_lengths": lengths}
-        logits = model(tokens[:, :-1], segments=segments[:, :-1], rngs=rngs, **options)
+        if self.packed or lengths is not None:
+            options["segments"] = segments[:, :-1]
+        logits = model(tokens[:, :-1], rngs=rngs, **options)
         weights = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         if lengths is not None:
             weights &= jnp.arange(1, tokens.shape[1]) >= lengths[:, None]
@@ -137,8 +144,7 @@ class SequenceToSequence:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the mean loss over the target tokens, and how many of them are the likeliest."""
         logits, targets, weights = self._predict(model, batch, rngs)
-        losses = smoothed_cross_entropy(logits, targets, self.label_smoothing)
-        return weighted_mean(losses, weights), {"accuracy": weighted_mean(logits.argmax(-1) == targets, weights)}
+        return training_loss(logits, targets, weights, label_smoothing=self.label_smoothing)
 
     def evaluate(self, model: nnx.Module, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return the sums of loss (without smoothing), hits and tokens."""
@@ -181,6 +187,15 @@ def smoothed_cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: flo
     if not smoothing:
         return log_total - right
     return log_total - (1 - smoothing) * right - smoothing * logits.mean(-1)
+
+
+def training_loss(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, *, label_smoothing: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return the mean loss over the tokens that count, their accuracy, and as `LOSS_WEIGHT` their number."""
+    losses = smoothed_cross_entropy(logits, targets, label_smoothing)
+    accuracy = weighted_mean(logits.argmax(-1) == targets, weights)
+    return weighted_mean(losses, weights), {"accuracy": accuracy, LOSS_WEIGHT: weights.sum()}
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:

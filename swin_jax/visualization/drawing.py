@@ -106,7 +106,7 @@ def draw_shifted_windows(
 def draw_token_attention(
     panels: Sequence[tuple[str, np.ndarray]], *, query_labels: Sequence[str], key_labels: Sequence[str], title: str
 ) -> Figure:
-    """Draw probabilities `[Q, K]` of several heads, tokens at the axes: white 0, dark 1 (one scale for all)."""
+    """Draw probabilities `[Q, K]` of several heads, tokens at the axes: pale 0, dark 1 (one scale for all)."""
     longest = max(len(label) for labels in (query_labels, key_labels) for label in labels)
     height, width = (min(max(0.16 * len(labels), 1.2), 7.0) for labels in (query_labels, key_labels))
     figure, axes = _panels(len(panels), width, height, margin=0.5 + 0.06 * longest)

@@ -50,6 +50,7 @@ GOLDENS = (
     training_goldens.trajectory_swin,
     training_goldens.trajectory_vit,
     training_goldens.learning_rate_curves,
+    training_goldens.layer_decay_scales,
 )
 
 
