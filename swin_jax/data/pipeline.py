@@ -108,6 +108,35 @@ class Loader:
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_buffered))
 
 
+class RepeatEach(grain.MapDataset):
+    """Repeated augmentation (Hoffer et al. 2019, https://arxiv.org/abs/1901.09335): each example `repeats` times in a
+    row.
+
+    An epoch stays as long as it was, so it has the first part of its order only, and each epoch another, as DeiT's
+    RASampler. The random transforms come after, so each copy has its own. Where DeiT deals the copies out to different
+    devices, here they are neighbours in the global batch; mixing pairs an example with its mirror in the batch, and so
+    with a copy of itself only at the batch's middle.
+    """
+
+    def __init__(self, parent: grain.MapDataset, repeats: int):
+        super().__init__(parent)
+        if repeats < 1:
+            raise UserError(f"repeats={repeats} must be at least 1")
+        self._repeats = repeats
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __str__(self) -> str:
+        return f"RepeatEach({self._repeats})"
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, position = divmod(index, len(self))
+        return self._parent[epoch * len(self) + position // self._repeats]
+
+
 def train_iterator(
     source: ImageSource,
     *,
@@ -118,6 +147,10 @@ def train_iterator(
     seed: int,
     crop: Crop = "resize",
     flip: bool = False,
+    policy: str = "",
+    policy_fill: tuple[int, ...] = (),
+    color_jitter: float = 0.0,
+    repeats: int = 1,
     interpolation: str = "bicubic",
     crop_scale: tuple[float, float] = (0.08, 1.0),
     crop_fraction: float = 1.0,
@@ -137,7 +170,9 @@ def train_iterator(
     Args:
       source: where the examples come from.
       batch_size: examples a step on this process.
-      image_size, channels, crop, interpolation, crop_scale, crop_fraction, flip: see `ImageTransform`.
+      image_size, channels, crop, interpolation, crop_scale, crop_fraction, flip, policy, policy_fill, color_jitter: see
+        `ImageTransform`.
+      repeats: how often an example comes in a row; see `RepeatEach`.
       num_classes: the classes the model knows; a label outside is a UserError.
       num_threads: threads that load ahead, a batch each, within `MAX_PREFETCHED_BYTES`.
       worker_count: processes that load instead; a saved state then fits the same worker count only.
@@ -153,6 +188,9 @@ def train_iterator(
         crop_fraction=crop_fraction,
         crop_scale=crop_scale,
         flip=flip,
+        policy=policy,
+        policy_fill=policy_fill,
+        color_jitter=color_jitter,
     )
     if source.multi_label:
         raise UserError(f"{source.name} has several labels an image: it is for evaluation only")
@@ -160,7 +198,10 @@ def train_iterator(
         raise UserError(f"seed={seed} must be from 0 to 2**32 - 1")
     load = LoadImage(source=source, transform=transform, num_classes=num_classes)
     loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads)
-    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(num_epochs)
+    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+    if repeats != 1:
+        indices = RepeatEach(indices, repeats)
+    indices = indices.repeat(num_epochs)
     # Random transforms are keyed by the position in this stream, so the stream is cut among processes after them.
     batches = loader.batches(indices, drop_remainder=True)
     steps = len(batches) // process_count

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from swin_jax.data.pipeline import EvalBatches, eval_batches, train_iterator
+from swin_jax.data.policies import mean_color
 from swin_jax.data.sources import ImageSource, make_source
 from swin_jax.errors import UserError
 from swin_jax.models import create_model
@@ -126,6 +127,10 @@ def train_batches(config: ConfigDict, experiment: Experiment) -> grain.DatasetIt
         crop=data.crop,
         crop_scale=data.crop_scale,
         flip=data.flip,
+        policy=data.policy,
+        policy_fill=mean_color(config.task.get("mean", 0.5), data.channels),
+        color_jitter=data.color_jitter,
+        repeats=data.repeats,
         seed=config.seed,
         worker_count=data.worker_count,
         **_common_options(config, experiment, batch_size=config.batch_size),
