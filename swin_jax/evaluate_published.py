@@ -10,7 +10,7 @@ import jax
 import optax
 from flax import nnx
 
-from swin_jax.convert.load import LoadError
+from swin_jax.convert.misfit import ADVICE_NO_HEAD, ADVICE_OTHER_CLASSES, ADVICE_OTHER_SIZE, LoadError
 from swin_jax.data.pipeline import eval_batches
 from swin_jax.data.sources import ImageSource, evaluation_split, make_source
 from swin_jax.data.splits import split_name
@@ -24,6 +24,11 @@ from swin_jax.training.state import abstract_state
 from swin_jax.training.step import evaluate, make_eval_step
 
 DEFAULT_BATCH_SIZE = 128
+_ADVICE = {
+    ADVICE_OTHER_CLASSES: "the data have another number of classes",
+    ADVICE_NO_HEAD: "the file has no such head to evaluate",
+    ADVICE_OTHER_SIZE: "take the preset of the file's own resolution, with --image_size for another",
+}
 DATASET_NAMES = {
     "imagenet": "ImageNet's validation set",
     "real": "ImageNet's validation set, ReaL labels",
@@ -102,11 +107,14 @@ def run_evaluation(
     try:
         arrays, report = read_parameters(target, model_def, pretrained)
     except LoadError as error:
-        head = error.misshapen.get("head.kernel")
-        if head:
-            classes = f"the {source.num_classes} classes of {source.name} are not those of {pretrained}"
-            raise UserError(f"{classes}: its head has the shape {head}") from error
-        raise
+        if error.is_about_heads_alone:
+            head = error.misshapen["head.kernel"]
+            message = f"the {source.num_classes} classes of {source.name} are not those of {pretrained}"
+            raise UserError(f"{message}: its head has the shape {head}") from error
+        message = str(error)
+        for advice, here in _ADVICE.items():
+            message = message.replace(advice, here)
+        raise UserError(message) from error
     images = jax.ShapeDtypeStruct((1, preprocessing.image_size, preprocessing.image_size, 3), "float32")
     try:
         jax.eval_shape(lambda params, x: model_def.merge(params, target.model_state)(x), target.params, images)

@@ -18,7 +18,7 @@ from swin_jax.errors import UserError
 from swin_jax.evaluate import evaluate_run
 from swin_jax.training import loop, sharding
 from swin_jax.training.checkpoint import Checkpoints
-from swin_jax.training.experiment import build, compile_steps, train_batches
+from swin_jax.training.experiment import build, compile_steps
 from swin_jax.training.metrics import MetricWriter
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -67,7 +67,7 @@ def two_losses(num_devices, **axes):
     mesh = sharding.make_mesh(devices=jax.devices()[:num_devices], **axes)
     experiment = build(config, mesh)
     step, _ = compile_steps(config, experiment)
-    batches, state, found = train_batches(config, experiment), experiment.init(), []
+    batches, state, found = experiment.inputs.train_iterator(batch_size=config.batch_size), experiment.init(), []
     for _ in range(2):
         state, metrics = step(state, sharding.global_batch(next(batches), mesh), config.seed)
         found.append(float(metrics["loss"]))
@@ -200,7 +200,7 @@ def test_divergence_saves_nothing(tmp_path):
         ("data.source=folder:/nowhere", "/nowhere"),
         ("data.num_classes=5", "num_classes"),
         ("batch_size=60", "batch_size=60 is not divisible by the 8 devices"),
-        ("batch_size=512", "larger than the 256 images"),
+        ("batch_size=512", "larger than the 256 examples"),
         ("batch_size=0", "batch_size"),
         ("mesh.fsdp=3", "mesh"),
         ("task.name=classify", "task"),

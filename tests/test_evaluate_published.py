@@ -157,6 +157,30 @@ def test_another_number_of_classes_is_told(weights, photos, tmp_path, capsys):
     assert "its head has the shape (16, 3) in the file, (16, 2) in the model" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("vit_wide_patch8_32", {"embed_dim": 24}, "does not fit this VisionTransformer: 19 have another shape"),
+        (
+            "vit_test_patch8_64",
+            {"image_size": 64},
+            "(1, 65, 16) in the model); take the preset of the file's own resolution, with --image_size for another",
+        ),
+        ("vit_map_patch8_32", {"pool": "map"}, "are missing (attn_pool.attention.proj.bias"),
+    ],
+)
+def test_a_file_of_another_model_is_not_taken_for_one_of_other_classes(
+    name, changes, message, weights, photos, monkeypatch, capsys
+):
+    monkeypatch.setitem(models._PRESETS, name, (VisionTransformer, OPTIONS | changes))
+    code, _, err = run(capsys, *arguments_of(weights, photos, f"--model={name}"))
+    assert code == 2
+    assert message in err
+    assert "classes" not in err
+    assert "pass" not in err
+    assert len(err.splitlines()) == 1
+
+
 def test_a_damaged_image_is_named(weights, photos, tmp_path, capsys):
     for name in CLASSES:
         (tmp_path / name).mkdir()

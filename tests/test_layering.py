@@ -13,11 +13,19 @@ ALLOWED = {
     "data": {"data", "errors"},
     "convert": {"nn", "models", "convert", "errors"},
     "kernels": {"nn", "kernels", "errors"},
-    "tasks": {"nn", "models", "data", "tasks", "errors"},
-    "training": {"nn", "models", "data", "tasks", "convert", "training", "errors"},
+    "decoding": {"nn", "models", "decoding", "errors"},
+    "tasks": {"nn", "models", "data", "decoding", "tasks", "errors"},
+    "training": {"nn", "models", "data", "decoding", "tasks", "convert", "training", "errors"},
     "errors": set(),
 }
-CONFIG_READERS = {"training/loop.py", "training/experiment.py", "training/default_config.py", "training/workdir.py"}
+CONFIG_READERS = {
+    "training/default_config.py",
+    "training/experiment.py",
+    "training/inputs.py",
+    "training/loop.py",
+    "training/text_inputs.py",
+    "training/workdir.py",
+}
 
 
 def sources():

@@ -18,26 +18,16 @@ if have_all "$dir"; then
     echo "Fashion-MNIST is already in $dir"
     exit 0
 fi
-if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
-    fail "this machine has no apt-get; put the four idx files of https://github.com/zalandoresearch/fashion-mnist" \
-        "($files, .gz or not) into $dir yourself"
-fi
+instead="put the four idx files of https://github.com/zalandoresearch/fashion-mnist \
+($files, .gz or not) into $dir yourself"
+. "${0%/*}/debian_package.sh"
 
 mkdir -p "$dir" || fail "cannot create $dir"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-download() { (cd "$work" && apt-get download "$package" >log 2>&1); }
-if ! download; then
-    # A fresh image has no package lists; refreshing them needs root.
-    apt-get update >"$work/update.log" 2>&1 || true
-    download || { cat "$work/log" >&2; fail "apt-get download $package failed; try 'sudo apt-get update' first"; }
-fi
-dpkg-deb -x "$work/$package"_*.deb "$work/unpacked" || fail "could not unpack $package"
+unpack "$package"
 for file in $files; do
     found=$(find "$work/unpacked" -name "$file*" \( -type f -o -type l \) | head -n 1)
     [ -n "$found" ] || fail "the package $package holds no $file"
-    cp -L "$found" "$dir/$(basename "$found").part"
-    mv "$dir/$(basename "$found").part" "$dir/$(basename "$found")"
+    keep "$found" "$dir/$(basename "$found")"
 done
 have_all "$dir" || fail "some of $files are missing in $dir"
 echo "Fashion-MNIST is in $dir"

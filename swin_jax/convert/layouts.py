@@ -22,6 +22,8 @@ class Layout:
         prepare: maps the file's tensors to the names that `rules` use, and tells what it left out and why.
         ignored: (pattern, reason) of tensors that hold nothing to load.
         head_only: pattern of tensors that mean something only together with the file's head.
+        has_class_head: whether a model without the file's head is still the file's model.
+        objection: tells why a model that these parameters would fit is another function; None if it is not.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Layout:
     prepare: Callable[[Tensors], tuple[Tensors, dict[str, str]]] = lambda tensors: (tensors, {})
     ignored: tuple[tuple[str, str], ...] = ()
     head_only: str = r"(?!)"
+    has_class_head: bool = True
+    objection: Callable[[nnx.Module], str | None] = lambda model: None
 
     def sources(self, path: str) -> list[tuple[Rule, tuple[str, ...]]]:
         """Return each rule about our parameter `path`, with the tensors it wants."""

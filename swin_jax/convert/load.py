@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 
 from swin_jax.convert import resize as resizing
-from swin_jax.convert import swin_layouts, vit_layouts
+from swin_jax.convert import swin_layouts, text_layouts, vit_layouts
 from swin_jax.convert.layouts import Layout, Tensors, detect
+from swin_jax.convert.misfit import HEADS, misfit, unknown_layout
 from swin_jax.convert.readers import read_checkpoint
 from swin_jax.errors import UserError
 
-LAYOUTS = (*swin_layouts.LAYOUTS, *vit_layouts.LAYOUTS)
-_HEADS = ("head.", "head_dist.")
+LAYOUTS = (*swin_layouts.LAYOUTS, *vit_layouts.LAYOUTS, *text_layouts.LAYOUTS)
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,6 @@ class LoadReport:
         return "; ".join(parts)
 
 
-class LoadError(UserError):
-    """A file that does not fit a model; its attributes list everything that does not, the message the first of each.
-
-    Attributes:
-        missing: parameters that the file lacks. unexpected: tensors of the file that the model has no place for.
-        misshapen: parameter → the shapes, in our order of axes.
-    """
-
-    def __init__(self, message: str, missing: list[str], unexpected: list[str], misshapen: dict[str, str]):
-        super().__init__(message)
-        self.missing, self.unexpected, self.misshapen = missing, unexpected, misshapen
-
-
 def load_pretrained(
     model: nnx.Module,
     path: str | Path,
@@ -75,8 +62,8 @@ def load_pretrained(
     """Load published weights into `model`, in place, and report on every tensor and parameter.
 
     Reads Swin v1 as the official repository, timm and HF write it, ViT as Google's two repositories, timm and HF do,
-    and DeiT, from .npz, .safetensors and PyTorch files (`read_checkpoint` tells which paths it takes). The layout is
-    told apart by the file's keys. If anything does not fit, the model stays as it was.
+    DeiT, and HF's GPT-2 and Marian, from .npz, .safetensors and PyTorch files (`read_checkpoint` tells which paths it
+    takes). The layout is told apart by the file's keys. If anything does not fit, the model stays as it was.
 
     Args:
         fresh_head: keep the model's own heads, for another number of classes.
@@ -94,19 +81,21 @@ def load_pretrained(
     tensors, left_out = read_checkpoint(path)
     layout = detect(tensors, LAYOUTS)
     if layout is None:
-        raise UserError(f"{path} has the keys of no layout known here ({', '.join(sorted(tensors)[:3])}, ...)")
+        raise UserError(unknown_layout(path, tensors))
     if not isinstance(model, layout.model_class):
         wanted = layout.model_class.__name__
         raise UserError(f"{path} holds a {layout.name}, which a {wanted} takes, not a {type(model).__name__}")
+    if objection := layout.objection(model):
+        raise UserError(f"{path} holds a {layout.name}, {objection}")
     tensors, more_left_out = layout.prepare(tensors)
     ignored = left_out | more_left_out
 
     parameters = parameters_of(model)
-    fresh = {name: "fresh_head=True" for name in parameters if fresh_head and name.startswith(_HEADS)}
+    fresh = {name: "fresh_head=True" for name in parameters if fresh_head and name.startswith(HEADS)}
     values, used, missing, misshapen = _translate(tensors, layout, [name for name in parameters if name not in fresh])
-    ignored |= _unneeded(
-        tensors, layout, used, head_is_loaded="head.kernel" in values, has_head="head.kernel" in parameters
-    )
+    has_head = "head.kernel" in parameters
+    drops_head = "head.kernel" not in values and (has_head or layout.has_class_head)
+    ignored |= _unneeded(tensors, layout, used, has_head=has_head, drops_head=drops_head)
     unexpected = [name for name in tensors if name not in used and name not in ignored]
 
     reshaped = _place_class_position(model, parameters, values)
@@ -116,12 +105,17 @@ def load_pretrained(
         for name, change in resizing.changes(model, values, old_window_size, old_grid_size).items():
             values[name] = change.apply(values[name], method=resize, antialias=antialias)
             reshaped[name] = str(change)
+    resizable = set()
     for name, value in values.items():
         shape = tuple(parameters[name].shape)
         if not _fits(value.shape, shape):
             misshapen[name] = f"{value.shape} in the file, {shape} in the model"
+            if name in resizing.sites(model) and value.shape[-1] == shape[-1] and not resize:
+                resizable.add(name)
     if missing or unexpected or misshapen:
-        raise LoadError(_complaint(path, model, layout, missing, unexpected, misshapen), missing, unexpected, misshapen)
+        raise misfit(
+            f"{path} ({layout.name})", type(model).__name__, missing, unexpected, misshapen, resizable=resizable
+        )
 
     arrays = {}
     for name, value in values.items():
@@ -167,16 +161,14 @@ def _translate(
     return values, used, missing, misshapen
 
 
-def _unneeded(
-    tensors: Tensors, layout: Layout, used: set[str], *, has_head: bool, head_is_loaded: bool
-) -> dict[str, str]:
+def _unneeded(tensors: Tensors, layout: Layout, used: set[str], *, has_head: bool, drops_head: bool) -> dict[str, str]:
     """Return the tensors that hold nothing for this model, and why."""
     ignored = {}
     head = "of the file's head, where the model keeps its own" if has_head else "of a head, which the model lacks"
-    head_names = {name for rule in layout.rules if rule.ours.startswith(_HEADS) for name in rule.theirs}
+    head_names = {name for rule in layout.rules if rule.ours.startswith(HEADS) for name in rule.theirs}
     for name in tensors.keys() - used:
         reason = next((reason for pattern, reason in layout.ignored if re.search(pattern, name)), None)
-        if not head_is_loaded and (name in head_names or re.search(layout.head_only, name)):
+        if drops_head and (name in head_names or re.search(layout.head_only, name)):
             reason = head
         if reason:
             ignored[name] = reason
@@ -205,7 +197,7 @@ def _place_class_position(model: nnx.Module, parameters: dict[str, nnx.Variable]
 
 
 def _pick_classes(values: Tensors, class_indices: np.ndarray) -> dict[str, str]:
-    heads = [name for name in values if name.startswith(_HEADS)]
+    heads = [name for name in values if name.startswith(HEADS)]
     for name in heads:
         num_classes = values[name].shape[-1]
         if class_indices.size == 0 or class_indices.min() < 0 or class_indices.max() >= num_classes:
@@ -218,35 +210,3 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Whether a loaded shape is the parameter's, up to trailing axes merged into one (heads)."""
     merged = len(shape) - 1
     return 0 < len(shape) <= len(wanted) and shape == (*wanted[:merged], prod(wanted[merged:]))
-
-
-def _complaint(path, model, layout: Layout, missing: list[str], unexpected: list[str], misshapen: dict) -> str:
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} parameters are missing ({_some(missing)})")
-    if unexpected:
-        parts.append(f"{len(unexpected)} tensors have no place in the model ({_some(unexpected)})")
-    if misshapen:
-        parts.append(f"{len(misshapen)} have another shape ({_some([f'{n}: {how}' for n, how in misshapen.items()])})")
-    hint = _hint(missing, unexpected, misshapen)
-    return f"{path} ({layout.name}) does not fit this {type(model).__name__}: {'; '.join(parts)}{hint}"
-
-
-def _hint(missing: list[str], unexpected: list[str], misshapen: dict[str, str]) -> str:
-    wrong = [*missing, *misshapen]
-    heads = [name for name in wrong if name.startswith(_HEADS)]
-    sizes = [name for name in misshapen if name.endswith(("_bias_table", "pos_embed"))]
-    if wrong and not unexpected and len(heads) + len(sizes) == len(wrong):
-        hints = ["for another number of classes pass fresh_head=True"] if heads else []
-        hints += ["for another resolution or window pass resize='bicubic'"] if sizes else []
-        return f"; {', '.join(hints)}"
-    if not misshapen and bool(missing) != bool(unexpected):
-        if all(re.search(r"blocks\.\d+\.", name) for name in missing) and missing:
-            return "; the file's model is less deep"
-        if all(re.search(r"(blocks|layer|layers|encoderblock)[._]\d+", name) for name in unexpected) and unexpected:
-            return "; the file's model is deeper"
-    return ""
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

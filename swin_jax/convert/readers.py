@@ -87,7 +87,7 @@ def _read_torch(path: Path) -> tuple[Tensors, dict[str, str]]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # DeiT's options; a class of plain attributes
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = re.search(r"WeightsUnpickler error: (.*)", str(error))
+        reason = re.search(r"WeightsUnpickler error: (.*?)( was not an allowed global| Please use|$)", str(error), re.M)
         reason = reason[1] if reason else "it holds more than tensors and plain containers"
         raise UserError(f"{path} is refused, not run: {reason}") from error
     except RuntimeError as error:  # PyTorch's for a damaged archive

@@ -112,7 +112,7 @@ def sites(model: nnx.Module) -> dict[str, Site]:
         name = ".".join(map(str, (*path, "")))
         if hasattr(module, "relative_position_bias_table"):
             found[f"{name}relative_position_bias_table"] = Site(is_table=True, size=module.table_size)
-        if isinstance(getattr(module, "pos_embed", None), nnx.Param):
+        if isinstance(getattr(module, "pos_embed", None), nnx.Param) and hasattr(module, "grid_size"):
             num_prefix = module.num_prefix_tokens * module.pos_embed_prefix
             found[f"{name}pos_embed"] = Site(is_table=False, size=module.grid_size, num_prefix=num_prefix)
     return found

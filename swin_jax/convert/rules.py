@@ -18,13 +18,14 @@ class Transform:
     save: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
-def _merge_out(kernel: np.ndarray) -> np.ndarray:
+def merge_out(kernel: np.ndarray) -> np.ndarray:
+    """Return `[in, heads, d]` and the like as `[in, out]`."""
     return kernel.reshape(kernel.shape[0], -1)
 
 
 KEEP = Transform(lambda x: x, lambda x: (x,))
 # PyTorch's: weights [out, in], convolutions [out, in, h, w], and no axis of heads.
-LINEAR = Transform(lambda weight: weight.T, lambda kernel: (_merge_out(kernel).T,))
+LINEAR = Transform(lambda weight: weight.T, lambda kernel: (merge_out(kernel).T,))
 CONV = Transform(lambda weight: weight.transpose(2, 3, 1, 0), lambda kernel: (kernel.transpose(3, 2, 0, 1),))
 FLAT = Transform(lambda bias: bias, lambda bias: (bias.reshape(-1),))
 # Flax's attention: query, key and value each [in, heads, d] and [heads, d]; out [heads, d, out].

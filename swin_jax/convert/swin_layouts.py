@@ -8,6 +8,7 @@ _OURS = "stages.{i}.blocks.{j}"
 _DOWNSAMPLE = "stages.{i}.downsample"
 _QKV = ("query", "key", "value")
 _BUFFERS = (r"relative_position_index$|attn_mask$", "a buffer computed from the window and image sizes")
+_MASKED_PRE_TRAINING = (r"^(embeddings\.)?mask_token$|^decoder\.", "of masked pre-training")
 
 
 def _official_block(theirs: str) -> tuple[Rule, ...]:
@@ -39,10 +40,10 @@ def _official(downsample: str) -> tuple[Rule, ...]:
 OFFICIAL = Layout(
     name="official Swin",  # and timm's before 0.9: patch merging at the end of a stage
     model_class=SwinTransformer,
-    mark=r"^(module\.)?layers\.0\.downsample\.",
+    mark=r"^(module\.)?(encoder\.)?layers\.0\.downsample\.",
     rules=_official("layers.{i-1}.downsample"),
-    prepare=strip_prefixes("module."),
-    ignored=(_BUFFERS,),
+    prepare=strip_prefixes("module.", "encoder."),  # the encoder of SimMIM (arXiv 2111.09886)
+    ignored=(_BUFFERS, _MASKED_PRE_TRAINING),
 )
 
 TIMM = Layout(
@@ -89,7 +90,7 @@ HF = Layout(
         *layer("head", "classifier"),
     ),
     prepare=strip_prefixes("swin."),
-    ignored=(_BUFFERS, (r"^embeddings\.mask_token$", "a token of masked image modelling")),
+    ignored=(_BUFFERS, _MASKED_PRE_TRAINING),
 )
 
 LAYOUTS = (OFFICIAL, TIMM, HF)

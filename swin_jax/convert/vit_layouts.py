@@ -8,7 +8,7 @@ from swin_jax.convert.rules import CONV, MERGE_HEADS, STACK_BIASES, STACK_KERNEL
 from swin_jax.models.vit import VisionTransformer
 
 _QKV = ("query", "key", "value")
-_MASK_TOKEN = (r"(^|\.)mask_token$", "a token of masked pre-training")
+_MASKED_PRE_TRAINING = (r"(^|\.)mask_token$|^decoder\.", "of masked pre-training")
 
 TIMM = Layout(
     name="timm ViT",
@@ -41,7 +41,7 @@ TIMM = Layout(
         *layer("head_dist", "head_dist"),
     ),
     prepare=strip_prefixes("module."),
-    ignored=(_MASK_TOKEN,),
+    ignored=(_MASKED_PRE_TRAINING,),
     head_only=r"^pre_logits\.",
 )
 
@@ -81,7 +81,7 @@ HF = Layout(
         *layer("head_dist", "distillation_classifier"),
     ),
     prepare=strip_prefixes("vit.", "deit."),
-    ignored=(_MASK_TOKEN, (r"^pooler\.dense\.", "a pooler that no classifier uses")),
+    ignored=(_MASKED_PRE_TRAINING, (r"^pooler\.dense\.", "a pooler that no classifier uses")),
 )
 
 

@@ -3,17 +3,16 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 
 import grain
 import numpy as np
 from PIL import Image
 
+from swin_jax.data.batching import Batch, EvalBatches, process_share, shuffled_indices
 from swin_jax.data.sources import ImageSource
 from swin_jax.data.transforms import Crop, ImageTransform, Size, height_width
 from swin_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
 MAX_PREFETCHED_BYTES = 2 * 1024**3
 MAX_TRANSFORMED_BYTES = 1024**3
 
@@ -108,35 +107,6 @@ class Loader:
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_buffered))
 
 
-class RepeatEach(grain.MapDataset):
-    """Repeated augmentation (Hoffer et al. 2019, https://arxiv.org/abs/1901.09335): each example `repeats` times in a
-    row.
-
-    An epoch stays as long as it was, so it has the first part of its order only, and each epoch another, as DeiT's
-    RASampler. The random transforms come after, so each copy has its own. Where DeiT deals the copies out to different
-    devices, here they are neighbours in the global batch; mixing pairs an example with its mirror in the batch, and so
-    with a copy of itself only at the batch's middle.
-    """
-
-    def __init__(self, parent: grain.MapDataset, repeats: int):
-        super().__init__(parent)
-        if repeats < 1:
-            raise UserError(f"repeats={repeats} must be at least 1")
-        self._repeats = repeats
-
-    def __len__(self) -> int:
-        return len(self._parent)
-
-    def __str__(self) -> str:
-        return f"RepeatEach({self._repeats})"
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
-        epoch, position = divmod(index, len(self))
-        return self._parent[epoch * len(self) + position // self._repeats]
-
-
 def train_iterator(
     source: ImageSource,
     *,
@@ -172,7 +142,7 @@ def train_iterator(
       batch_size: examples a step on this process.
       image_size, channels, crop, interpolation, crop_scale, crop_fraction, flip, policy, policy_fill, color_jitter: see
         `ImageTransform`.
-      repeats: how often an example comes in a row; see `RepeatEach`.
+      repeats: how often an example comes in a row; see `batching.RepeatEach`.
       num_classes: the classes the model knows; a label outside is a UserError.
       num_threads: threads that load ahead, a batch each, within `MAX_PREFETCHED_BYTES`.
       worker_count: processes that load instead; a saved state then fits the same worker count only.
@@ -194,61 +164,21 @@ def train_iterator(
     )
     if source.multi_label:
         raise UserError(f"{source.name} has several labels an image: it is for evaluation only")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed} must be from 0 to 2**32 - 1")
     load = LoadImage(source=source, transform=transform, num_classes=num_classes)
     loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads)
-    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    if repeats != 1:
-        indices = RepeatEach(indices, repeats)
-    indices = indices.repeat(num_epochs)
+    indices = shuffled_indices(len(source), seed=seed, num_epochs=num_epochs, repeats=repeats)
     # Random transforms are keyed by the position in this stream, so the stream is cut among processes after them.
-    batches = loader.batches(indices, drop_remainder=True)
-    steps = len(batches) // process_count
-    if not steps:
-        raise UserError(
-            f"{source.name} has {len(source)} examples, too few for a batch of {batch_size * process_count}"
-        )
-    dataset = loader.iterate(batches[: steps * process_count][process_index::process_count])
+    share = process_share(
+        loader.batches(indices, drop_remainder=True),
+        what=f"{source.name} has {len(source)} examples",
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    dataset = loader.iterate(share)
     if worker_count:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=worker_count))
     return iter(dataset)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class EvalBatches:
-    """What `eval_batches` returns; `len()` is the number of batches, the same on every process."""
-
-    loader: Loader
-    process_index: int
-    process_count: int
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.loader.load.source) / (self.loader.batch_size * self.process_count))
-
-    def __iter__(self) -> Iterator[Batch]:
-        num_examples = len(self.loader.load.source)
-        share = math.ceil(num_examples / self.process_count)
-        start, stop = (min(index * share, num_examples) for index in (self.process_index, self.process_index + 1))
-        num_batches = 0
-        if start < stop:
-            batches = self.loader.batches(grain.MapDataset.range(start, stop), drop_remainder=False)
-            for batch in self.loader.iterate(batches):
-                yield self._pad(batch)
-                num_batches += 1
-        transform = self.loader.load.transform
-        no_images = np.zeros((0, *height_width(transform.image_size), transform.channels), np.uint8)
-        no_labels = np.zeros(0, np.int32)
-        if self.loader.load.source.multi_label:
-            no_labels = np.zeros((0, self.loader.load.num_classes), bool)
-        for _ in range(num_batches, len(self)):
-            yield self._pad({"image": no_images, "label": no_labels})
-
-    def _pad(self, batch: Batch) -> Batch:
-        num_valid = len(batch["label"])
-        missing = self.loader.batch_size - num_valid
-        padded = {key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
-        return padded | {"valid": np.arange(self.loader.batch_size) < num_valid}
 
 
 def eval_batches(
@@ -279,4 +209,15 @@ def eval_batches(
         raise UserError(f"crop={crop!r} is random, which an evaluation must not be")
     load = LoadImage(source=source, transform=transform, num_classes=num_classes)
     loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads)
-    return EvalBatches(loader=loader, process_index=process_index, process_count=process_count)
+    nothing = {
+        "image": np.zeros((0, *height_width(transform.image_size), transform.channels), np.uint8),
+        "label": np.zeros((0, num_classes), bool) if source.multi_label else np.zeros(0, np.int32),
+    }
+    return EvalBatches(
+        num_examples=len(source),
+        batch_size=batch_size,
+        load=lambda indices: loader.iterate(loader.batches(indices, drop_remainder=False)),
+        nothing=nothing,
+        process_index=process_index,
+        process_count=process_count,
+    )

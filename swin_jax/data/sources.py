@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from swin_jax.data import folders, idx
-from swin_jax.data.splits import hold_out, shuffled, split_name, split_range
+from swin_jax.data.splits import check_split, hold_out, shuffled, split_name, split_range
 from swin_jax.data.transforms import Size, height_width
 from swin_jax.errors import UserError, did_you_mean
 
@@ -145,7 +145,7 @@ def make_source(
     elif kind == "folder" and argument:
         opened = _folder(pathlib.Path(argument).expanduser(), base)
     elif kind not in ("tfds", "folder") and argument:
-        opened = _imported(kind, argument)(base)
+        opened = imported(kind, argument)(base)
     else:
         raise UserError(f"unknown data source {name!r}, known: {', '.join(SOURCES)}{did_you_mean(name, SOURCES)}")
     positions = split_range(split, len(opened.order))
@@ -159,7 +159,7 @@ def evaluation_split(name: str, *, data_dir: str | None = None) -> str:
     """
     kind, _, argument = name.partition(":")
     if kind == "tfds" and argument:
-        known = _tfds_builder(argument, data_dir).info.splits
+        known = tfds_builder(argument, data_dir).info.splits
     elif kind == "folder" and argument:
         known = folders.list_splits(pathlib.Path(argument).expanduser()) or ("all",)
     else:
@@ -176,23 +176,18 @@ def array_source(name: str, images: np.ndarray, labels: np.ndarray, *, num_class
     return ImageSource(name=name, records=records, order=np.arange(len(images)), num_classes=num_classes)
 
 
-def _imported(module: str, function: str) -> Callable[[str], ImageSource]:
+def imported(module: str, function: str, known: tuple[str, ...] = SOURCES) -> Callable:
+    """Return the function that a config names `module:function`; UserError where there is none."""
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         name = f"{module}:{function}"
-        raise UserError(f"unknown data source {name!r}: {error}{did_you_mean(name, SOURCES)}") from error
-
-
-def _check_split(split: str, known, source: str) -> None:
-    if split not in known:
-        near = did_you_mean(split, known)
-        raise UserError(f"{source} has no split {split!r}, known: {', '.join(known)}{near}")
+        raise UserError(f"unknown data source {name!r}: {error}{did_you_mean(name, known)}") from error
 
 
 def _digits(split: str) -> ImageSource:
     """Open scikit-learn's 1,797 handwritten digits, 8x8; a fixed stratified fifth is the test split."""
-    _check_split(split, ("train", "test"), "digits")
+    check_split(split, ("train", "test"), "digits")
     from sklearn.datasets import load_digits  # imported late: it takes a second
 
     digits = load_digits()
@@ -210,7 +205,7 @@ def _digits(split: str) -> ImageSource:
 
 def _fashion_mnist(split: str, data_dir: str) -> ImageSource:
     """Open Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747) with its official split."""
-    _check_split(split, ("train", "test"), "fashion_mnist")
+    check_split(split, ("train", "test"), "fashion_mnist")
     prefix = "train" if split == "train" else "t10k"
     folder = pathlib.Path(data_dir).expanduser()
     arrays = []
@@ -233,7 +228,7 @@ def _fashion_mnist(split: str, data_dir: str) -> ImageSource:
 
 def _synthetic(split: str, *, image_size: Size, channels: int, num_classes: int) -> ImageSource:
     """Make noise with random labels, for benchmarks: a small pool of images that comes round again and again."""
-    _check_split(split, tuple(SYNTHETIC_SIZES), "synthetic")
+    check_split(split, tuple(SYNTHETIC_SIZES), "synthetic")
     rng = np.random.default_rng(0 if split == "train" else 1)
     shape = (SYNTHETIC_POOL, *height_width(image_size), channels)
     records = ArrayRecords(
@@ -246,13 +241,13 @@ def _synthetic(split: str, *, image_size: Size, channels: int, num_classes: int)
 def _folder(root: pathlib.Path, split: str) -> ImageSource:
     """Open images in one folder a class; without split folders a fixed, stratified tenth is the test split."""
     if not folders.list_splits(root):
-        _check_split(split, ("train", "test", "all"), f"folder:{root}")
+        check_split(split, ("train", "test", "all"), f"folder:{root}")
         class_names = folders.list_classes(root)
         records = folders.list_images(root, class_names)
         train, test = hold_out(records.labels, max(1, round(len(records) * folders.HELD_OUT_SHARE)))
         order = {"train": train, "test": test, "all": shuffled(len(records))}[split]
     else:
-        _check_split(split, tuple(folders.SPLIT_FOLDERS), f"folder:{root}")
+        check_split(split, tuple(folders.SPLIT_FOLDERS), f"folder:{root}")
         folder = folders.find_split(root, split)
         # The training classes number the labels of every split; a folder that only evaluates numbers its own.
         train_folder = root / "train"
@@ -268,8 +263,8 @@ def _tfds(name: str, split: str, data_dir: str | None) -> ImageSource:
     """Open a prepared TFDS data set through `as_data_source`, which needs array_record files and no TensorFlow."""
     import tensorflow_datasets as tfds  # imported late: only this source needs it
 
-    builder = _tfds_builder(name, data_dir)
-    _check_split(split, tuple(builder.info.splits), f"tfds:{name}")
+    builder = tfds_builder(name, data_dir)
+    check_split(split, tuple(builder.info.splits), f"tfds:{name}")
     features = builder.info.features
     image_key = _only_feature(features, tfds.features.Image, name)
     multi_label = "real_label" in features  # imagenet2012_real (arXiv 2006.07159), beside its original label
@@ -286,7 +281,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> ImageSource:
     )
 
 
-def _tfds_builder(name: str, data_dir: str | None):
+def tfds_builder(name: str, data_dir: str | None):
     """Return the TFDS builder of a data set that is there as array_record files; UserError where it is not."""
     import tensorflow_datasets as tfds
 

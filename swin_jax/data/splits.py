@@ -1,10 +1,11 @@
 """Which examples a split holds: the slice syntax of TFDS, and held-out parts cut from data that has none."""
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
-from swin_jax.errors import UserError
+from swin_jax.errors import UserError, did_you_mean
 
 _BOUNDARY = r"(-?\d[\d_]*(?:\.\d+)?%?)?"
 _SPLIT = re.compile(rf"\s*([\w.-]+)\s*(?:\[{_BOUNDARY}:{_BOUNDARY}\])?\s*")
@@ -13,6 +14,14 @@ _SPLIT = re.compile(rf"\s*([\w.-]+)\s*(?:\[{_BOUNDARY}:{_BOUNDARY}\])?\s*")
 def split_name(split: str) -> str:
     """Return the name in `"train[:80%]"`, here `"train"`; UserError where the text is no split."""
     return _parse(split)[0]
+
+
+def check_split(split: str, known: Iterable[str], source: str) -> None:
+    """Raise a UserError that lists the known splits, and the nearest, unless the source has this one."""
+    known = tuple(known)
+    if split not in known:
+        near = did_you_mean(split, known)
+        raise UserError(f"{source} has no split {split!r}, known: {', '.join(known)}{near}")
 
 
 def split_range(split: str, num_examples: int) -> range:

@@ -8,32 +8,53 @@ import jax.numpy as jnp
 from flax import nnx
 
 from swin_jax.errors import UserError, did_you_mean
-from swin_jax.models import swin, vit
+from swin_jax.models import swin, transformer, vit
 from swin_jax.models.swin import SwinTransformer
+from swin_jax.models.transformer import CausalTransformer, MaskedTransformer, Transformer
 from swin_jax.models.vit import VisionTransformer
 
-__all__ = ["SwinTransformer", "VisionTransformer", "create_model", "list_models"]
+__all__ = [
+    "CausalTransformer",
+    "MaskedTransformer",
+    "SwinTransformer",
+    "Transformer",
+    "VisionTransformer",
+    "create_model",
+    "list_models",
+]
 
-_FAMILIES = {"swin": SwinTransformer, "vit": VisionTransformer}
+_FAMILIES = {
+    "swin": SwinTransformer,
+    "vit": VisionTransformer,
+    "transformer": Transformer,
+    "causal_transformer": CausalTransformer,
+    "masked_transformer": MaskedTransformer,
+}
 _PRESETS = {
-    **{name: (SwinTransformer, options) for name, options in swin.PRESETS.items()},
-    **{name: (VisionTransformer, options) for name, options in vit.PRESETS.items()},
+    name: (family, options)
+    for family, presets in (
+        (SwinTransformer, swin.PRESETS),
+        (VisionTransformer, vit.PRESETS),
+        (Transformer, transformer.PRESETS),
+        (CausalTransformer, transformer.CAUSAL_PRESETS),
+    )
+    for name, options in presets.items()
 }
 _FACTORIES = ("block", "attention", "mlp", "norm")
 _DTYPES = ("dtype", "param_dtype")
 
 
 def list_models() -> list[str]:
-    """Return the names of all presets, which are timm's."""
+    """Return the names of all presets: timm's for images."""
     return sorted(_PRESETS)
 
 
 def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     """Build a published model, with any argument of its constructor overridden.
 
-    `name` is one of `list_models()`, or a family (`"swin"`, `"vit"`) whose constructor's defaults then hold, or the
-    `"module:Name"` of a class of your own. The factories `block`, `attention`, `mlp` and `norm` may be such strings
-    too, and dtypes names.
+    `name` is one of `list_models()`, or a family (`"swin"`, `"vit"`, `"transformer"`, `"causal_transformer"`,
+    `"masked_transformer"`) whose constructor's defaults then hold, or the `"module:Name"` of a class of your own. The
+    factories `block`, `attention`, `mlp` and `norm` may be such strings too, and dtypes names.
     Raises UserError, a ValueError, for an unknown name or argument (naming the nearest) and for values that do not fit.
     """
     if name in _FAMILIES:

@@ -1,12 +1,33 @@
 """Masked dot-product attention (arXiv 1706.03762, eq. 1) and the multi-head layer on it."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from swin_jax.nn.initializers import flat_dot_general
+from swin_jax.nn.positions import rotate
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import Dense
+
+_recorder: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar("attention_recorder", default=None)
+
+
+@contextlib.contextmanager
+def recorded_attention() -> Iterator[list[Array]]:
+    """Yield a list to which every attention computed inside, in order and outside of jit, adds its probabilities
+    `[..., heads, Q, K]`: what a visualisation draws."""
+    maps: list[Array] = []
+    token = _recorder.set(maps)
+    try:
+        yield maps
+    finally:
+        _recorder.reset(token)
 
 
 def dot_product_attention(
@@ -47,6 +68,8 @@ def dot_product_attention(
     unnormalized = jnp.exp(scores - jnp.where(jnp.isneginf(highest), 0.0, highest))
     total = unnormalized.sum(axis=-1, keepdims=True)
     probabilities = (unnormalized / jnp.where(total == 0.0, 1.0, total)).astype(value.dtype)
+    if (maps := _recorder.get()) is not None:
+        maps.append(probabilities)
     if rngs is not None and dropout_rate > 0.0:
         keep = jax.random.bernoulli(rngs.dropout(), 1.0 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
@@ -71,11 +94,19 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return len(shape) <= len(target) and all(s in (1, t) for s, t in zip(shape[::-1], target[::-1], strict=False))
 
 
+class KeysValues(NamedTuple):
+    """The projected keys and values of a sequence, each `[B, S, heads, head_dim]`: what a decoder caches."""
+
+    key: Array
+    value: Array
+
+
 class MultiHeadAttention(nnx.Module):
     """Multi-head self- and cross-attention (arXiv 1706.03762, section 3.2.2).
 
     Query, key and value share one kernel `[C, 3, heads, head_dim]`, so self-attention projects in one matrix product;
-    cross-attention uses its query part on `x` and its key and value parts on `context`.
+    cross-attention uses its query part on `x` and its key and value parts on `context`. With `rotary`, self-attention
+    turns queries and keys by their positions (see `embed.rotate`).
     """
 
     def __init__(
@@ -85,13 +116,16 @@ class MultiHeadAttention(nnx.Module):
         *,
         qkv_bias: bool = True,
         dropout_rate: float = 0.0,
+        rotary: bool = False,
         dense: Dense = nnx.LinearGeneral,
         rngs: nnx.Rngs,
     ):
         if embed_dim % num_heads:
             raise ValueError(f"{embed_dim=} must be divisible by {num_heads=}")
-        self.dropout_rate = dropout_rate
         head_dim = embed_dim // num_heads
+        if rotary and head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, not {embed_dim=} / {num_heads=}")
+        self.dropout_rate, self.rotary = dropout_rate, rotary
         self.qkv = dense(embed_dim, (3, num_heads, head_dim), use_bias=qkv_bias, rngs=child(rngs, "qkv"))
         self.proj = dense(embed_dim, embed_dim, rngs=child(rngs, "proj"))
 
@@ -99,27 +133,57 @@ class MultiHeadAttention(nnx.Module):
         self,
         x: Array,
         *,
-        context: Array | None = None,
+        context: Array | KeysValues | None = None,
         mask: Array | None = None,
         bias: Array | None = None,
+        positions: Array | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Array:
         """Attend from `x` `[B, N, C]` to itself, or to `context` `[B, S, C]`; returns `[B, N, C]`.
 
-        `mask` (boolean, True = attend) and `bias` (additive) broadcast to `[B, heads, N, N or S]`.
+        `mask` (boolean, True = attend) and `bias` (additive) broadcast to `[B, heads, N, N or S]`. `context` may have
+        been projected before, by `keys_values`. `positions` `[N]` or `[B, N]` are for rotary attention, 0, 1, ... if
+        not given.
         """
         if context is None:
-            query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # each [B, N, heads, head_dim]
+            query, (key, value) = self._project_self(x, positions)
         else:
             query = self._project(x, slice(0, 1))[..., 0, :, :]
-            key, value = jnp.moveaxis(self._project(context, slice(1, 3)), -3, 0)
+            key, value = context if isinstance(context, KeysValues) else self.keys_values(context)
         attended = dot_product_attention(
             query, key, value, bias=bias, mask=mask, dropout_rate=self.dropout_rate, rngs=rngs
         )
         return self.proj(attended.reshape(x.shape))
 
+    def extend(
+        self, x: Array, cache: KeysValues, index: Array, *, mask: Array, positions: Array | None = None
+    ) -> tuple[Array, KeysValues]:
+        """Attend from the new tokens `x` `[B, N, C]` to those in the cache and to themselves, causally by `mask`.
+
+        The new keys and values are written to the cache from place `index` on; `mask` broadcasts to
+        `[B, heads, N, S]`, S the length of the cache. Returns the outcome `[B, N, C]` and the new cache.
+        """
+        query, new = self._project_self(x, positions)
+        cache = KeysValues(
+            *(jax.lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype), index, axis=1)
+              for old, part in zip(cache, new, strict=True))
+        )  # fmt: skip
+        attended = dot_product_attention(query, cache.key, cache.value, mask=mask)
+        return self.proj(attended.reshape(x.shape)), cache
+
+    def keys_values(self, context: Array) -> KeysValues:
+        """Project `context` `[B, S, C]` once, for several calls."""
+        return KeysValues(*jnp.moveaxis(self._project(context, slice(1, 3)), -3, 0))
+
+    def _project_self(self, x: Array, positions: Array | None) -> tuple[Array, KeysValues]:
+        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # each [B, N, heads, head_dim]
+        if self.rotary:
+            positions = jnp.arange(x.shape[-2]) if positions is None else positions
+            query, key = rotate(query, positions), rotate(key, positions)
+        return query, KeysValues(key, value)
+
     def _project(self, x: Array, part: slice) -> Array:
         """Apply some of the three projections: `[B, N, C]` → `[B, N, parts, heads, head_dim]`."""
         x, kernel = nnx.nn.dtypes.promote_dtype((x, self.qkv.kernel[...]), dtype=self.qkv.dtype)
-        out = jnp.einsum("...c,cphd->...phd", x, kernel[:, part])
+        out = flat_dot_general(x, kernel[:, part])
         return out if self.qkv.bias is None else out + self.qkv.bias[...][part].astype(out.dtype)

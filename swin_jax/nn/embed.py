@@ -1,18 +1,22 @@
-"""Patches and positions: the patch convolution, Swin's patch merging, learned and sin-cos position embeddings."""
+"""From images and text to tokens: the patch convolution, Swin's patch merging, token embeddings, positions of both."""
 
 from collections.abc import Callable
 from functools import lru_cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from swin_jax.nn.initializers import InitScheme
+from swin_jax.nn.initializers import InitScheme, flat_dot_general
 from swin_jax.nn.interpolation import resize_grid
+from swin_jax.nn.positions import sinusoidal_positions
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import Dense, Norm
+
+POSITIONS = ("learned", "sinusoidal", "sinusoidal_halves", "rotary")
 
 
 class PatchEmbed(nnx.Module):
@@ -103,3 +107,67 @@ def sincos_position_embedding_2d(size: tuple[int, int], embed_dim: int, temperat
     embedding = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)[None].astype(np.float32)
     embedding.flags.writeable = False  # cached: shared by all callers
     return embedding
+
+
+class TokenEmbed(nnx.Module):
+    """Embed token ids and add their positions; `logits` is the way back with the same table (arXiv 1706.03762,
+    section 3.4 and 3.5).
+
+    Args:
+        positions: "learned" (a table of `max_length`), "sinusoidal", "sinusoidal_halves" (see `sinusoidal_positions`),
+            or "rotary" (nothing is added here: attention turns by them).
+        scale: multiply the embeddings by sqrt(embed_dim), as the paper does.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        *,
+        positions: str,
+        max_length: int,
+        scale: bool = False,
+        dropout_rate: float = 0.0,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        if positions not in POSITIONS:
+            raise ValueError(f"{positions=} is none of {', '.join(map(repr, POSITIONS))}")
+        if min(vocab_size, max_length) < 1:
+            raise ValueError(f"{vocab_size=} and {max_length=} must be at least 1")
+        self.vocab_size, self.max_length, self.positions, self.dtype = vocab_size, max_length, positions, dtype
+        self.scale = embed_dim**0.5 if scale else 1.0
+        init = nnx.initializers.normal(embed_dim**-0.5 if scale else 0.02)
+        self.embedding = nnx.Param(init(child(rngs, "embedding").params(), (vocab_size, embed_dim), param_dtype))
+        has_table = positions == "learned"
+        key = child(rngs, "pos_embed").params()
+        self.pos_embed = (
+            nnx.Param(0.02 * jax.random.normal(key, (max_length, embed_dim), param_dtype)) if has_table else None
+        )
+        self.dropout = nnx.Dropout(dropout_rate)
+
+    def __call__(self, tokens: Array, positions: Array, *, rngs: nnx.Rngs | None = None) -> Array:
+        """Map ids `[B, N]` at `positions` `[N]` or `[B, N]`, all below `max_length`, to `[B, N, C]`.
+
+        Raises ValueError for an id out of range; inside jit, where none can be raised, it embeds as NaN.
+        """
+        if not isinstance(tokens, jax.core.Tracer) and tokens.size:
+            lowest, highest = int(tokens.min()), int(tokens.max())
+            if lowest < 0 or highest >= self.vocab_size:
+                wrong = lowest if lowest < 0 else highest
+                raise ValueError(f"token id {wrong} is out of range for vocab_size={self.vocab_size}")
+        table = self.embedding[...].astype(self.dtype)
+        x = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False) * self.scale
+        if self.positions == "learned":
+            x = x + self.pos_embed[...].astype(self.dtype)[positions]
+        elif self.positions != "rotary":
+            interleaved = self.positions == "sinusoidal"
+            fixed = sinusoidal_positions(self.max_length, x.shape[-1], interleaved=interleaved)
+            x = x + jnp.asarray(fixed, self.dtype)[positions]
+        return self.dropout(x, deterministic=rngs is None, rngs=rngs)
+
+    def logits(self, x: Array) -> Array:
+        """Map `[B, N, C]` to float32 `[B, N, vocab_size]` by the products with all embeddings."""
+        table = self.embedding[...].astype(x.dtype).T
+        return flat_dot_general(x, table, preferred_element_type=jnp.float32)

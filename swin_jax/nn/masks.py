@@ -5,6 +5,7 @@ Masks that depend on static sizes alone are numpy arrays, constants of the compi
 
 from functools import lru_cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -28,6 +29,20 @@ def prefix_mask(prefix_lengths: Array, num_queries: int) -> Array:
     """Return `[B, 1, N, N]`: causal, except that the first `prefix_lengths[b]` tokens are seen by all (prefix LM,
     arXiv 1910.10683, figure 4)."""
     return causal_mask(num_queries) | padding_mask(prefix_lengths, num_queries)
+
+
+def segment_mask(query_segments: Array, key_segments: Array) -> Array:
+    """Return `[B, 1, Q, K]`: packed sequences see only themselves. Segments `[B, Q]` and `[B, K]` count from 1; 0 is
+    padding, which sees nothing and is not seen (arXiv 1910.10683, section 3.1.1)."""
+    same = query_segments[:, :, None] == key_segments[:, None, :]
+    return (same & (query_segments > 0)[:, :, None])[:, None]
+
+
+def segment_positions(segments: Array) -> Array:
+    """Return `[B, N]`, the place of each token in its own segment, for segments that are contiguous."""
+    places = jnp.arange(segments.shape[1])
+    starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+    return places - jax.lax.cummax(jnp.where(starts, places, 0), axis=1)
 
 
 def combine_masks(*masks: Array | np.ndarray | None) -> Array | np.ndarray | None:

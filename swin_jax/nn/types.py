@@ -37,7 +37,11 @@ class MlpFactory(Protocol):
 
 
 class Attention(Protocol):
-    """Self-attention over x, or cross-attention from x to context; mask and bias broadcast to `[B, heads, Q, K]`."""
+    """Self-attention over x, or cross-attention from x to context; mask and bias broadcast to `[B, heads, Q, K]`.
+
+    Rotary attention is also given `positions`, and one that decodes with a cache has `extend` and `keys_values`, as
+    `attention.MultiHeadAttention` has them.
+    """
 
     def __call__(
         self,

@@ -1,7 +1,8 @@
 """One file for each kind of work: its loss, its metrics and its evaluation."""
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -12,13 +13,16 @@ from swin_jax.errors import UserError, did_you_mean
 BUILT_IN = {
     "classification": "swin_jax.tasks.classification:Classification",
     "multi_label": "swin_jax.tasks.multi_label:MultiLabel",
+    "language_modeling": "swin_jax.tasks.language:LanguageModeling",
+    "sequence_to_sequence": "swin_jax.tasks.language:SequenceToSequence",
 }
 
 
 class Task(Protocol):
     """What the training loop knows of a kind of work. Everything here but `summarize` runs inside jit."""
 
-    best_metric: str  # the figure of `summarize` whose highest value makes a checkpoint the best one
+    best_metric: str  # the figure of `summarize` whose highest value makes a checkpoint the best one,
+    lowest_is_best: bool  # or whose lowest
 
     def loss(
         self, model: nnx.Module, batch: Mapping[str, jax.Array], rngs: nnx.Rngs
@@ -34,11 +38,21 @@ class Task(Protocol):
 
 def create_task(name: str, **options: Any) -> Task:
     """Return the task `name`, a built-in one or `my_module:MyTask`, made with `options`."""
+    return _factory(name)(**options)
+
+
+def task_arguments(name: str) -> set[str] | None:
+    """Return the options that a task takes, or None where it takes any."""
+    parameters = inspect.signature(_factory(name)).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if takes_any else set(parameters)
+
+
+def _factory(name: str) -> Callable[..., Task]:
     module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
     if not attribute:
         raise UserError(f"unknown task {name!r}{did_you_mean(name, BUILT_IN)}")
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"task {name!r} cannot be imported: {error}") from error
-    return factory(**options)

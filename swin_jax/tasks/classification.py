@@ -19,7 +19,7 @@ class Classification:
     (1710.09412) and CutMix (1905.04899) mix whole batches as timm's `Mixup(mode="batch")`.
     """
 
-    best_metric = "accuracy"
+    best_metric, lowest_is_best = "accuracy", False
 
     def __init__(
         self,

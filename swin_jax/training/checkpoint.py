@@ -46,13 +46,19 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep` steps and the one whose `best_metric` is highest."""
+    """The checkpoints of one run: the newest `keep` steps and the one whose `best_metric` is highest, or lowest."""
 
     def __init__(
-        self, directory: pathlib.Path, *, keep: int = 1, best_metric: str = "accuracy", read_only: bool = False
+        self,
+        directory: pathlib.Path,
+        *,
+        keep: int = 1,
+        best_metric: str = "accuracy",
+        lowest_is_best: bool = False,
+        read_only: bool = False,
     ):
         self.directory = directory
-        self.best_metric = best_metric
+        self.best_metric, self.lowest_is_best = best_metric, lowest_is_best
         self.read_only = read_only
         self._metrics: dict[int, dict[str, float] | None] = {}
         self._manager = ocp.CheckpointManager(
@@ -71,8 +77,9 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdecimal())
 
     def best_step(self) -> int | None:
-        """Return the step whose metric is highest, the later one of equals; None if none has metrics."""
-        scored = [(metrics[self.best_metric], step) for step, metrics in self._metrics.items() if metrics]
+        """Return the step whose metric is best, the later one of equals; None if none has metrics."""
+        sign = -1 if self.lowest_is_best else 1
+        scored = [(sign * metrics[self.best_metric], step) for step, metrics in self._metrics.items() if metrics]
         return max(scored)[1] if scored else None
 
     def save(

@@ -28,10 +28,11 @@ def default_config() -> ConfigDict:
     config.init_class_map = ""  # file with the number of the checkpoint's class for each of ours, one a line
 
     config.model = ConfigDict()
-    config.model.name = "swin"  # num_classes, image_size and in_channels come from `data`
+    config.model.name = "swin"  # num_classes, image_size, in_channels (vocab_size, max_length) come from the data
 
     config.data = ConfigDict()
-    config.data.source = "digits"  # digits, fashion_mnist, synthetic, tfds:NAME, folder:PATH
+    config.data.kind = "images"  # images, text, text_pairs
+    config.data.source = "digits"  # digits, fashion_mnist, synthetic, tfds:NAME, folder:PATH; of texts: see `text`
     config.data.data_dir = ""
     config.data.train_split = "train"
     config.data.eval_split = "test"
@@ -50,7 +51,16 @@ def default_config() -> ConfigDict:
     config.data.num_threads = 16
     config.data.worker_count = 0
 
-    config.task = ConfigDict()
+    config.text = ConfigDict()  # of data.kind text and text_pairs
+    config.text.tokenizer = "char"  # byte, char, bpe, unigram: learned from the training split; or a tokenizer.json
+    config.text.vocab_size = 0  # of bpe and unigram
+    config.text.sequence_length = 128  # tokens of an example; of pairs: of the target
+    config.text.source_length = 0  # tokens of the source of pairs; 0: sequence_length
+    config.text.packed = False  # short texts side by side in a row; off: windows at random places of long ones
+    config.text.eval_stride = 0  # from window to window; the last eval_stride tokens of each count; 0: sequence_length
+    config.text.held_out = 0.05  # the share that is the test split, where a source has none
+
+    config.task = ConfigDict()  # a task takes those of these that are its own
     config.task.name = "classification"
     config.task.label_smoothing = 0.0
     config.task.mean = (0.485, 0.456, 0.406)
@@ -59,6 +69,8 @@ def default_config() -> ConfigDict:
     config.task.cutmix_alpha = 0.0
     config.task.mix_prob = 1.0
     config.task.mix_switch_prob = 0.5
+    config.task.objective = "next"  # next, masked, prefix; of language_modeling
+    config.task.mask_rate = 0.15  # of the objective masked
     config.task.augment = ConfigDict()  # on the device; the arguments of data.augment.augment
     config.task.augment.policy = ""  # rand-m9-mstd0.5-inc1, randaug(2,10), original, v0, 3a; see data.policies
     config.task.augment.interpolation = "bicubic"  # of the policy: nearest, bilinear, bicubic, random (of the last two)
@@ -109,6 +121,11 @@ def check_config(config: ConfigDict) -> None:
         ("data.num_threads", 0, None),
         ("data.worker_count", 0, None),
         ("data.repeats", 1, None),
+        ("text.vocab_size", 0, None),
+        ("text.sequence_length", 1, None),
+        ("text.source_length", 0, None),
+        ("text.eval_stride", 0, None),
+        ("text.held_out", 0, 1),
         ("seed", 0, 2**31),
         ("total_epochs", 1, None),
         ("total_steps", 0, None),

@@ -1,23 +1,22 @@
 """From a config to what it describes: the one place, beside the loop, where a whole config is read."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import grain
 import jax
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from swin_jax.data.pipeline import EvalBatches, eval_batches, train_iterator
-from swin_jax.data.policies import mean_color
-from swin_jax.data.sources import ImageSource, make_source
-from swin_jax.errors import UserError
+from swin_jax.errors import UserError, did_you_mean
 from swin_jax.models import create_model
-from swin_jax.tasks import Task, create_task
-from swin_jax.training.default_config import check_config
+from swin_jax.tasks import Task, create_task, task_arguments
+from swin_jax.training.checkpoint import Checkpoints
+from swin_jax.training.default_config import check_config, default_config
+from swin_jax.training.inputs import Inputs, open_inputs
 from swin_jax.training.optimizer import Schedule, create_optimizer, create_schedule
 from swin_jax.training.pretrained import place, read_initial
 from swin_jax.training.state import ModelDef, TrainState, abstract_state
@@ -29,27 +28,28 @@ class Experiment:
     """What a config describes, built but not begun."""
 
     mesh: Mesh
-    source: ImageSource
-    num_classes: int
+    inputs: Inputs
     task: Task
     schedule: Schedule
     optimizer: optax.GradientTransformation
     target: TrainState  # shapes and shardings
     model_def: ModelDef
     init: Callable[[], TrainState]
-    steps_per_epoch: int  # whole batches in the training images, as the published recipes count
+    steps_per_epoch: int  # whole batches in the training examples, as the published recipes count
     total_steps: int
 
 
-def build(config: ConfigDict, mesh: Mesh) -> Experiment:
-    """Build what `config` describes on `mesh`. Raises UserError for whatever in it does not fit together."""
+def build(config: ConfigDict, mesh: Mesh, *, workdir: pathlib.Path | None = None) -> Experiment:
+    """Build what `config` describes on `mesh`. Raises UserError for whatever in it does not fit together.
+
+    `workdir` is the run's folder, which keeps the tokenizer of a run on text; nothing is written there.
+    """
     check_config(config)
-    data = config.data
-    source = open_source(config, data.train_split)
-    num_classes = data.num_classes or source.num_classes
-    if config.batch_size > len(source):
-        raise UserError(f"batch_size={config.batch_size} is larger than the {len(source)} images of {source.name}")
-    steps_per_epoch = len(source) // config.batch_size
+    inputs = open_inputs(config, workdir=workdir)
+    if config.batch_size > inputs.num_examples:
+        examples = f"{inputs.num_examples} examples of {inputs.name}"
+        raise UserError(f"batch_size={config.batch_size} is larger than the {examples}")
+    steps_per_epoch = inputs.num_examples // config.batch_size
     total_steps = config.total_steps or config.total_epochs * steps_per_epoch
 
     options = config.optimizer.to_dict()
@@ -62,8 +62,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Experiment:
         },
     )
     optimizer = create_optimizer(schedule=schedule, **options)
-    model_options = {"num_classes": num_classes, "image_size": data.image_size, "in_channels": data.channels}
-    model_options |= config.model.to_dict()
+    model_options = inputs.model_options | config.model.to_dict()
     target, model_def, init = abstract_state(
         lambda: create_model(**model_options, rngs=nnx.Rngs(config.seed)),
         optimizer=optimizer,
@@ -72,9 +71,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Experiment:
     )
     return Experiment(
         mesh=mesh,
-        source=source,
-        num_classes=num_classes,
-        task=create_task(**config.task.to_dict(), num_classes=num_classes),
+        inputs=inputs,
+        task=create_task(config.task.name, **task_options(config, inputs)),
         schedule=schedule,
         optimizer=optimizer,
         target=target,
@@ -85,17 +83,18 @@ def build(config: ConfigDict, mesh: Mesh) -> Experiment:
     )
 
 
-def open_source(config: ConfigDict, split: str) -> ImageSource:
-    """Open a split of the config's data."""
-    data = config.data
-    return make_source(
-        data.source,
-        split,
-        data_dir=data.data_dir or None,
-        image_size=data.image_size,
-        channels=data.channels,
-        num_classes=data.num_classes,
-    )
+def task_options(config: ConfigDict, inputs: Inputs) -> dict[str, Any]:
+    """Return the options of the config's task: of the keys that all tasks share, those that it takes.
+
+    Raises UserError for one that was set although the task does not take it.
+    """
+    options, defaults = config.task.to_dict(), default_config().task.to_dict()
+    name = options.pop("name")
+    accepted = task_arguments(name)
+    for key in [key for key in options if accepted is not None and key not in accepted]:
+        if options.pop(key) != defaults[key]:
+            raise UserError(f"the task {name!r} has no option task.{key}{did_you_mean(key, accepted)}")
+    return options | inputs.task_options
 
 
 def initial_state(config: ConfigDict, experiment: Experiment) -> TrainState:
@@ -119,47 +118,17 @@ def initial_state(config: ConfigDict, experiment: Experiment) -> TrainState:
     return dataclasses.replace(state, params=place(arrays, state.params), ema_params=place(arrays, state.ema_params))
 
 
-def train_batches(config: ConfigDict, experiment: Experiment) -> grain.DatasetIterator:
-    """Return this host's share of the training batches, without end."""
-    data = config.data
-    return train_iterator(
-        experiment.source,
-        crop=data.crop,
-        crop_scale=data.crop_scale,
-        flip=data.flip,
-        policy=data.policy,
-        policy_fill=mean_color(config.task.get("mean", 0.5), data.channels),
-        color_jitter=data.color_jitter,
-        repeats=data.repeats,
-        seed=config.seed,
-        worker_count=data.worker_count,
-        **_common_options(config, experiment, batch_size=config.batch_size),
+def open_checkpoints(
+    workdir: pathlib.Path, config: ConfigDict, experiment: Experiment, *, read_only: bool = False
+) -> Checkpoints:
+    """Open the folder of a run's checkpoints."""
+    return Checkpoints(
+        workdir / "checkpoints",
+        keep=config.keep_checkpoints,
+        best_metric=experiment.task.best_metric,
+        lowest_is_best=experiment.task.lowest_is_best,
+        read_only=read_only,
     )
-
-
-def evaluation_batches(config: ConfigDict, experiment: Experiment, *, batch_size: int) -> EvalBatches:
-    """Return this host's share of the evaluation batches."""
-    data = config.data
-    return eval_batches(
-        open_source(config, data.eval_split),
-        crop=data.eval_crop,
-        crop_fraction=data.crop_fraction,
-        **_common_options(config, experiment, batch_size=batch_size),
-    )
-
-
-def _common_options(config: ConfigDict, experiment: Experiment, *, batch_size: int) -> dict[str, Any]:
-    data = config.data
-    return {
-        "batch_size": batch_size // jax.process_count(),
-        "image_size": data.image_size,
-        "channels": data.channels,
-        "num_classes": experiment.num_classes,
-        "interpolation": data.interpolation,
-        "num_threads": data.num_threads,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
 
 
 def compile_steps(config: ConfigDict, experiment: Experiment) -> tuple[Callable, Callable]:

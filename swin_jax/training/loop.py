@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from swin_jax.tasks import Task
 from swin_jax.training import sharding
 from swin_jax.training import workdir as workdirs
 from swin_jax.training.checkpoint import Checkpoints
@@ -23,9 +24,8 @@ from swin_jax.training.experiment import (
     Experiment,
     build,
     compile_steps,
-    evaluation_batches,
     initial_state,
-    train_batches,
+    open_checkpoints,
 )
 from swin_jax.training.metrics import MetricWriter
 from swin_jax.training.step import evaluate
@@ -44,21 +44,16 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
     workdirs.check_workdir(folder, config)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch_size(config.batch_size, mesh)
-    experiment = build(config, mesh)
-    iterator = train_batches(config, experiment)
-    batches_to_evaluate = evaluation_batches(config, experiment, batch_size=config.batch_size)
+    experiment = build(config, mesh, workdir=folder)
+    inputs, task = experiment.inputs, experiment.task
+    iterator = inputs.train_iterator(batch_size=config.batch_size)
+    batches_to_evaluate = inputs.eval_batches(batch_size=config.batch_size)
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         initial = None if workdirs.has_checkpoints(folder) else initial_state(config, experiment)
         if jax.process_index() == 0:
-            workdirs.create_workdir(folder, config)
-        checkpoints = stack.enter_context(
-            contextlib.closing(
-                Checkpoints(
-                    folder / "checkpoints", keep=config.keep_checkpoints, best_metric=experiment.task.best_metric
-                )
-            )
-        )
+            workdirs.create_workdir(folder, config, inputs.files)
+        checkpoints = stack.enter_context(contextlib.closing(open_checkpoints(folder, config, experiment)))
         restored = checkpoints.restore(experiment.target, iterator)
         state = restored.state if restored else initial
         progress = Progress(**restored.record) if restored else Progress()
@@ -66,7 +61,7 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
         if start >= total:
             if jax.process_index() == 0:
                 print(f"{folder} holds a finished run of {total} steps")
-            return progress.summary(start, folder)
+            return progress.summary(start, folder, inputs.unit)
 
         train_step, eval_step = compile_steps(config, experiment)
         writer = stack.enter_context(
@@ -75,7 +70,8 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
                     folder,
                     start_step=start,
                     total_steps=total,
-                    batch_size=config.batch_size,
+                    unit=inputs.unit,
+                    units_per_step=config.batch_size * inputs.units_per_example,
                     log_every_steps=config.log_every_steps,
                     active=jax.process_index() == 0,
                 )
@@ -97,17 +93,17 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             writer.drain()
             figures = None
             if evaluating:
-                figures = evaluate(eval_step, experiment.task, batches_to_evaluate, state, mesh)
+                figures = evaluate(eval_step, task, batches_to_evaluate, state, mesh)
                 writer.write_evaluation(step, figures)
-                progress.evaluated(step, figures, best_metric=experiment.task.best_metric)
+                progress.evaluated(step, figures, task)
             if saving:
-                progress.images_per_second = round(writer.images_per_second, 1)
+                progress.units_per_second = round(writer.units_per_second, 1)
                 progress.seconds = round(time.perf_counter() - clock, 1)
                 checkpoints.save(state, iterator, metrics=figures, record=dataclasses.asdict(progress))
             if stop:
                 writer.tell(f"asked to stop: saved step {step} of {total}")
                 break
-    return progress.summary(step, folder)
+    return progress.summary(step, folder, inputs.unit)
 
 
 @dataclasses.dataclass
@@ -115,21 +111,21 @@ class Progress:
     """What a run has come to, saved with each checkpoint."""
 
     seconds: float = 0.0
-    images_per_second: float = 0.0
+    units_per_second: float = 0.0
     figures: dict[str, float] | None = None  # of the newest evaluation
     best: dict[str, float] | None = None
 
-    def evaluated(self, step: int, figures: dict[str, float], *, best_metric: str) -> None:
+    def evaluated(self, step: int, figures: dict[str, float], task: Task) -> None:
         """Take note of an evaluation. Raises FloatingPointError if a figure is not finite."""
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"eval/{name} is {value} at step {step}: the run has diverged")
         self.figures = figures
-        key = f"eval/{best_metric}"
-        if self.best is None or figures[best_metric] >= self.best[key]:
-            self.best = {"step": step, key: figures[best_metric]}
+        key, figure = f"eval/{task.best_metric}", figures[task.best_metric]
+        if self.best is None or (figure <= self.best[key] if task.lowest_is_best else figure >= self.best[key]):
+            self.best = {"step": step, key: figure}
 
-    def summary(self, step: int, workdir: pathlib.Path) -> dict[str, Any]:
+    def summary(self, step: int, workdir: pathlib.Path, unit: str) -> dict[str, Any]:
         """Return the last line of a run."""
         return {
             "step": step,
@@ -137,7 +133,7 @@ class Progress:
             "best": self.best,
             "workdir": str(workdir),
             "seconds": self.seconds,
-            "images_per_second": self.images_per_second,
+            f"{unit}_per_second": self.units_per_second,
         }
 
 

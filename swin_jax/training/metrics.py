@@ -29,12 +29,13 @@ class MetricWriter:
         *,
         start_step: int,
         total_steps: int,
-        batch_size: int,
+        unit: str,
+        units_per_step: int,
         log_every_steps: int,
         active: bool = True,
     ):
-        self.total_steps, self.batch_size, self.log_every_steps = total_steps, batch_size, log_every_steps
-        self.active = active
+        self.total_steps, self.log_every_steps, self.active = total_steps, log_every_steps, active
+        self.unit, self.units_per_step = unit, units_per_step
         self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._start_step, self._start_time = start_step, time.perf_counter()
         self._last_done: float | None = None  # when the last update was done, if the next one follows without a pause
@@ -44,10 +45,10 @@ class MetricWriter:
             drop_after(workdir / "metrics.jsonl", start_step)
             self._file = (workdir / "metrics.jsonl").open("a")
             self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
-        self._progress = _progress_bar(start_step, total_steps) if active and sys.stdout.isatty() else None
+        self._progress = _progress_bar(start_step, total_steps, unit) if active and sys.stdout.isatty() else None
 
     @property
-    def images_per_second(self) -> float:
+    def units_per_second(self) -> float:
         """Training throughput so far, without compilation, evaluation and pauses."""
         return self._whole.value
 
@@ -79,7 +80,7 @@ class MetricWriter:
         eta = time.strftime("%H:%M:%S", time.gmtime(seconds_a_step * (self.total_steps - step)))
         told = [f"eval/{name} {value:.4f}" for name, value in figures.items() if isinstance(value, float)]
         loss = [f"train/loss {self._latest['loss']:.4f}"] if "loss" in self._latest else []
-        rate = f"{self.images_per_second:.0f} images/s"
+        rate = f"{self.units_per_second:.0f} {self.unit}/s"
         self.tell("  ".join([f"step {step}/{self.total_steps}", *loss, *told, rate, f"ETA {eta}"]))
 
     def tell(self, line: str) -> None:
@@ -102,8 +103,8 @@ class MetricWriter:
         jax.block_until_ready(metrics)
         now = time.perf_counter()
         if self._last_done is not None:
-            self._window.add(self.batch_size, now - self._last_done)
-            self._whole.add(self.batch_size, now - self._last_done)
+            self._window.add(self.units_per_step, now - self._last_done)
+            self._whole.add(self.units_per_step, now - self._last_done)
         self._last_done = now
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, rate=self._whole.value)
@@ -116,7 +117,7 @@ class MetricWriter:
                 raise FloatingPointError(f"train/{name} is {self._latest[name]} at step {step}: the run has diverged")
         if due:
             scalars = {f"train/{name}": value for name, value in self._latest.items()}
-            self.write(step, scalars | {"train/images_per_second": self._window.value or self._whole.value})
+            self.write(step, scalars | {f"train/{self.unit}_per_second": self._window.value or self._whole.value})
             self._window = _Rate()
 
 
@@ -152,12 +153,12 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _progress_bar(start_step: int, total_steps: int) -> Progress:
+def _progress_bar(start_step: int, total_steps: int, unit: str) -> Progress:
     columns = (
         TextColumn("step"),
         MofNCompleteColumn(),
         BarColumn(),
-        TextColumn("{task.fields[rate]:.0f} images/s"),
+        TextColumn(f"{{task.fields[rate]:.0f}} {unit}/s"),
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )

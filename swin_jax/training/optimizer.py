@@ -39,8 +39,10 @@ def create_schedule(
     def learning_rate_at(step):
         step = jnp.asarray(step, jnp.float32)
         warmup = warmup_learning_rate + step * ((learning_rate - warmup_learning_rate) / max(warmup_steps, 1))
-        progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
-        cosine = final_learning_rate + 0.5 * (learning_rate - final_learning_rate) * (1 + jnp.cos(jnp.pi * progress))
+        remaining = jnp.clip((total_steps - step) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+        # sin² is the published (1 + cos) / 2 without its cancellation in float32 towards the end
+        half_wave = jnp.sin(0.5 * jnp.pi * remaining) ** 2
+        cosine = final_learning_rate + (learning_rate - final_learning_rate) * half_wave
         return jnp.where(step < warmup_steps, warmup, cosine if schedule == "cosine" else learning_rate)
 
     return learning_rate_at

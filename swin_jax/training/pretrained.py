@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from swin_jax.convert.load import LoadError, LoadReport, load_pretrained, parameters_of
+from swin_jax.convert.load import LoadReport, load_pretrained, parameters_of
+from swin_jax.convert.misfit import LoadError
 from swin_jax.errors import UserError
 from swin_jax.training.sharding import path_name
 from swin_jax.training.state import ModelDef, TrainState

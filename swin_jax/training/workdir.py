@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -69,11 +70,14 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def create_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Make the folder and write config.json, unless it is there."""
+def create_workdir(workdir: pathlib.Path, config: ConfigDict, files: Mapping[str, str] | None = None) -> None:
+    """Make the folder and write config.json and `files` (text by name), unless config.json is there."""
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
+            for name, text in (files or {}).items():
+                write_atomically(workdir / name, text)
+            # The last one: a folder that has it has the others too.
             write_atomically(workdir / "config.json", json.dumps(config_to_dict(config), indent=2) + "\n")
         with (workdir / "metrics.jsonl").open("a"):
             pass

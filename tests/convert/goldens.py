@@ -36,6 +36,7 @@ MODELS = {
     "google_big_vision_map": "big_vision ViT",
     "google_big_vision_gap": "big_vision ViT",
 }
+TEXT_MODELS = {"hf_gpt2": "HF GPT-2", "hf_marian": "HF Marian"}
 
 
 @cache
@@ -53,6 +54,27 @@ def build(name: str, **changes) -> nnx.Module:
     """Return a model of the golden's architecture, of shapes alone: all values are to come from a file."""
     arguments = json.loads(str(read(name)["about"]))["model"] | changes
     return nnx.eval_shape(lambda: create_model(**arguments, rngs=nnx.Rngs(0)))
+
+
+def text_inputs(name: str) -> tuple[tuple[np.ndarray, ...], dict[str, np.ndarray], np.ndarray]:
+    """Return what a text golden's model is called with, and which of its logits `[B, N]` are no padding's."""
+    entries = read(name)
+    if "source" not in entries:
+        segments = _segments(entries["tokens"], entries["lengths"])
+        return (entries["tokens"],), {"segments": segments}, segments > 0
+    labels, source = entries["labels"], entries["source"]
+    is_target, start = labels >= 0, entries["decoder_start_id"]
+    target = np.roll(np.where(is_target, labels, start), 1, axis=1)
+    target[:, 0] = start
+    segments = {
+        "source_segments": _segments(source, entries["source_lengths"]),
+        "target_segments": is_target.astype(int),
+    }
+    return (source, target), segments, is_target
+
+
+def _segments(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
 
 
 def write_weights(weights: dict[str, np.ndarray], folder: Path) -> Path:

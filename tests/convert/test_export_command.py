@@ -15,7 +15,7 @@ from swin_jax.export import export_run
 from swin_jax.models import create_model
 from swin_jax.training import sharding
 from swin_jax.training.checkpoint import Checkpoints
-from swin_jax.training.experiment import build, train_batches
+from swin_jax.training.experiment import build
 from swin_jax.training.sharding import path_name
 from swin_jax.training.workdir import create_workdir
 
@@ -30,7 +30,7 @@ def test_a_workdir_is_written_for_timm(tmp_path):
     with jax.set_mesh(experiment.mesh), contextlib.closing(checkpoints):
         state = experiment.init()
         state.ema_params["norm"]["scale"] = state.ema_params["norm"]["scale"] + 0.5  # the averaged ones are written
-        checkpoints.save(state, train_batches(config, experiment))
+        checkpoints.save(state, experiment.inputs.train_iterator(batch_size=config.batch_size))
 
     out = tmp_path / "model.safetensors"
     result = export_run(tmp_path / "run", out)

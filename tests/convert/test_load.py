@@ -86,7 +86,7 @@ def test_a_backbone_takes_a_file_with_a_head_and_the_reverse_only_when_asked(tmp
     headless = {name: tensor for name, tensor in weights("timm_vit").items() if not name.startswith("head")}
     error = fails(goldens.build("timm_vit"), headless, tmp_path)
     assert error.missing == ["head.bias", "head.kernel"]
-    assert "fresh_head=True" in str(error)
+    assert str(error).endswith("the file has no such head, for the model's own pass fresh_head=True")
     load_pretrained(goldens.build("timm_vit"), goldens.write_weights(headless, tmp_path), fresh_head=True)
 
 
@@ -108,6 +108,27 @@ def test_a_file_of_the_other_family_is_told(tmp_path):
         load_pretrained(goldens.build("timm_vit"), goldens.write_weights(weights("timm_swin"), tmp_path))
 
 
+def test_an_architecture_that_is_none_of_ours_is_named(tmp_path):
+    tensors = weights("timm_vit") | {"reg_token": np.zeros((1, 4, 16), np.float32)}
+    error = fails(goldens.build("timm_vit", num_classes=7), tensors, tmp_path)
+    assert str(error).endswith("holds a ViT with register tokens (reg_token), which no model here is")
+    assert error.unexpected == ["reg_token"]
+    assert error.misshapen.keys() == {"head.kernel", "head.bias"}
+
+
+def test_timms_swin_v2_has_no_layout_here_but_a_name(tmp_path):
+    tensors = renamed(weights("timm_swin_gradients"), (r"relative_position_bias_table", "cpb_mlp.0.weight"))
+    with pytest.raises(UserError, match=r"holds a Swin v2 \(layers.0.blocks.0.attn.cpb_mlp.0.weight\)"):
+        load_pretrained(goldens.build("timm_vit"), goldens.write_weights(tensors, tmp_path))
+
+
+def test_no_resize_is_advised_where_it_would_not_help(tmp_path):
+    model = goldens.build("timm_swin_gradients", window_size=3, num_heads=(4, 4))
+    error = fails(model, weights("timm_swin_gradients"), tmp_path)
+    assert "(49, 2) in the file, (25, 4) in the model" in str(error)
+    assert "pass resize" not in str(error)
+
+
 def test_keys_of_no_layout_are_told(tmp_path):
     file = goldens.write_weights({"conv1.weight": np.zeros(3, np.float32)}, tmp_path)
     with pytest.raises(UserError, match=r"no layout known here \(conv1.weight"):
@@ -120,13 +141,19 @@ def renamed(tensors: dict[str, np.ndarray], *rules: tuple[str, str]) -> dict[str
     return tensors
 
 
+def assert_same_parameters(model: nnx.Module, expected: nnx.Module) -> None:
+    parameters = parameters_of(model)
+    assert parameters.keys() == parameters_of(expected).keys()
+    for key, variable in parameters_of(expected).items():
+        np.testing.assert_array_equal(parameters[key][...], variable[...], err_msg=key)
+
+
 def assert_loads_the_same(name: str, tensors: dict[str, np.ndarray], folder) -> None:
     expected, _ = goldens.load(name, folder)
     model = goldens.build(name)
     report = load_pretrained(model, goldens.write_weights(tensors, folder))
     assert report.layout == goldens.MODELS[name]
-    for key, variable in parameters_of(expected).items():
-        np.testing.assert_array_equal(parameters_of(model)[key][...], variable[...], err_msg=key)
+    assert_same_parameters(model, expected)
 
 
 def test_hf_names_of_transformers_5_load_too(tmp_path):
@@ -167,6 +194,24 @@ def test_deit3s_own_names_load(tmp_path):
     tensors = renamed(weights("timm_deit3"), (r"ls([12])\.gamma", r"gamma_\1"))
     assert any("gamma_1" in name for name in tensors)
     assert_loads_the_same("timm_deit3", tensors, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "mask_token"),
+    [
+        ("official_swin", ((r"^", "encoder."),), "encoder.mask_token"),  # SimMIM's checkpoints
+        ("hf_vit", (), "vit.embeddings.mask_token"),
+    ],
+)
+def test_encoders_of_masked_pre_training_load_without_the_decoder(name, rules, mask_token, tmp_path):
+    tensors = {key: value for key, value in weights(name).items() if not key.startswith(("head.", "classifier."))}
+    extra = {mask_token: np.zeros(3, np.float32), "decoder.0.weight": np.zeros(3, np.float32)}
+    model = goldens.build(name, num_classes=0)
+    report = load_pretrained(model, goldens.write_weights(renamed(tensors, *rules) | extra, tmp_path))
+    assert set(report.loaded) == parameters_of(model).keys()
+    left_out = {key: why for key, why in report.ignored.items() if key.endswith(("mask_token", "decoder.0.weight"))}
+    assert len(left_out) == 2
+    assert set(left_out.values()) == {"of masked pre-training"}
 
 
 def test_scanned_blocks_of_big_vision_load(tmp_path):

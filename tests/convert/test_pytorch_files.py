@@ -12,6 +12,7 @@ import pytest
 from swin_jax.convert import load_pretrained, read_checkpoint
 from swin_jax.errors import UserError
 from tests.convert import goldens
+from tests.convert.test_load import assert_same_parameters
 from tests.convert.test_readers import Bomb, refusal
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,18 @@ def test_files_of_every_format_load(options, wrapper, tmp_path):
     assert load_pretrained(model, tmp_path / "model.pth").layout == "official Swin"
     logits, _ = goldens.run(model, goldens.part("official_swin", "images")["32x32"])
     np.testing.assert_allclose(logits, goldens.part("official_swin", "logits")["32x32"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", goldens.TEXT_MODELS)
+def test_text_weights_as_a_pytorch_file_are_those_of_safetensors(name, tmp_path):
+    import torch
+
+    weights = state_dict(name)
+    table = weights.get("transformer.wte.weight", weights.get("model.shared.weight"))
+    torch.save({**weights, "lm_head.weight": table}, tmp_path / "pytorch_model.bin")
+    model = goldens.build(name)
+    assert load_pretrained(model, tmp_path / "pytorch_model.bin").ignored.keys() == {"lm_head.weight"}
+    assert_same_parameters(model, goldens.load(name, tmp_path)[0])
 
 
 def test_a_training_checkpoint_with_its_options_loads(tmp_path):
@@ -71,6 +84,15 @@ def test_code_is_refused_and_truncation_told(options, tmp_path):
     for keep in (0.1, 0.5, 0.99):
         (tmp_path / "cut.pth").write_bytes(content[: int(keep * len(content))])
         assert "damaged or truncated" in refusal(tmp_path / "cut.pth")
+
+
+def test_what_is_refused_is_named_in_short(tmp_path):
+    import torch
+
+    torch.save({"model": state_dict("timm_vit"), "metric": np.float64(80.1)}, tmp_path / "model.pth")
+    assert refusal(tmp_path / "model.pth").endswith(
+        "refused, not run: Unsupported global: GLOBAL numpy._core.multiarray.scalar"
+    )
 
 
 def test_an_innocent_looking_class_is_refused_too(tmp_path):

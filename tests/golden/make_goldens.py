@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from tests.golden import reference  # noqa: E402
 
 reference.import_timm()
-from tests.golden import augment_goldens, swin_goldens, training_goldens, vit_goldens  # noqa: E402
+from tests.golden import augment_goldens, swin_goldens, text_goldens, training_goldens, vit_goldens  # noqa: E402
 
 GOLDENS = (
     swin_goldens.timm_swin,
@@ -44,6 +44,8 @@ GOLDENS = (
     vit_goldens.google_augreg,
     vit_goldens.google_big_vision_map,
     vit_goldens.google_big_vision_gap,
+    text_goldens.hf_gpt2,
+    text_goldens.hf_marian,
     training_goldens.resized_tables,
     training_goldens.trajectory_swin,
     training_goldens.trajectory_vit,

@@ -28,15 +28,18 @@ def import_timm() -> types.ModuleType:
     return timm
 
 
-def load_official(repository: Path, path: str) -> types.ModuleType:
-    """Load one Python file of an official repository: a checkout, or a bare git directory read at HEAD."""
+def read_official(repository: Path, path: str) -> str:
+    """Read one file of an official repository: a checkout, or a bare git directory read at HEAD."""
     if (repository / path).exists():
-        source = (repository / path).read_text()
-    else:
-        command = ["git", "-C", str(repository), "show", f"HEAD:{path}"]
-        source = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return (repository / path).read_text()
+    command = ["git", "-C", str(repository), "show", f"HEAD:{path}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def load_official(repository: Path, path: str) -> types.ModuleType:
+    """Load one Python file of an official repository, without the packages around it."""
     name = "official_" + Path(path).stem
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader=None))
     sys.modules[name] = module
-    exec(compile(source, path, "exec"), module.__dict__)
+    exec(compile(read_official(repository, path), path, "exec"), module.__dict__)
     return module

@@ -8,6 +8,7 @@ import timm.loss
 import torch
 
 from tests.golden import reference
+from tests.golden.learning_rates import official_learning_rates
 from tests.golden.swin_goldens import our_swin, tiny_timm_swin
 from tests.golden.vit_goldens import our_vit, tiny_timm_vit
 from tests.golden.writing import (
@@ -116,7 +117,11 @@ def trajectory_vit(arguments) -> dict:
 
 
 def learning_rate_curves(arguments) -> dict:
-    """The official scheduler's rate: at every update of shortened runs, and over the whole of the real ones."""
+    """The official scheduler's rate: at every update of shortened runs, and at some over the whole of the real ones.
+
+    Where only some are kept, the scheduler has run at every update all the same, and agreed with the formula in
+    `learning_rates.py`, which the tests hold the shipped recipes to.
+    """
     code = load_scheduler(arguments)
     recipes = {  # (epochs, warm-up epochs, updates an epoch, lr, min lr, warm-up lr), lr as scaled to the batch
         "imagenet_1k": (300, 20, 1251, 1e-3, 1e-5, 1e-6),
@@ -133,14 +138,18 @@ def learning_rate_curves(arguments) -> dict:
         optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=base_lr)
         scheduler = code.build_scheduler(recipe(**hyperparameters), optimizer, per_epoch)
         total, warmup = epochs * per_epoch, warmup_epochs * per_epoch
+        rates = []
+        for step in range(total):
+            scheduler.step_update(step)
+            rates.append(optimizer.param_groups[0]["lr"])
+        formula = official_learning_rates(
+            base_lr=base_lr, min_lr=min_lr, warmup_lr=warmup_lr, warmup_steps=warmup, total_steps=total
+        )
+        np.testing.assert_allclose(rates, formula, rtol=1e-12)
         steps = np.arange(total)
         if total > 2000:
             ends = [np.arange(50), np.arange(warmup - 50, warmup + 50), np.arange(total - 50, total)]
             steps = np.unique(np.concatenate([*ends, np.arange(0, total, total // 1000)]))
-        rates = []
-        for step in steps:
-            scheduler.step_update(int(step))
-            rates.append(optimizer.param_groups[0]["lr"])
         entries[f"hyperparameters/{name}"] = json.dumps({**hyperparameters, "updates_per_epoch": per_epoch})
-        entries[f"steps/{name}"], entries[f"rates/{name}"] = steps.astype(np.int32), np.array(rates)
+        entries[f"steps/{name}"], entries[f"rates/{name}"] = steps.astype(np.int32), np.array(rates)[steps]
     return entries

@@ -1,7 +1,12 @@
-"""Exact parameter counts of the published models with 1000 classes, from the reference implementations.
+"""Exact parameter counts of the published models, from the reference implementations. Images have 1000 classes.
 
-Written by tools/count_reference_parameters.py with timm 1.0.31 and, for the c24 model,
-the official Swin code. Buffers are not counted.
+Written by tools/count_reference_parameters.py with timm 1.0.31; for the c24 model, the official Swin code; for GPT-2
+and Marian, HF transformers 5.23.0; for the Transformer, PyTorch's layers. Buffers are not counted, but the bias
+of Marian's logits is, and its sinusoids are not.
+
+The Transformer's paper (arXiv 1706.03762, table 3) gives 65 million for base and 213 for big, and does not say what is
+counted. Here they are 63.1 and 214.2, with its about 37,000 tokens in one table for both languages. No one vocabulary
+gives both of the paper's: base would need 40,700 tokens, big 35,800.
 """
 
 PUBLISHED_PARAMETER_COUNTS = {
@@ -21,6 +26,11 @@ PUBLISHED_PARAMETER_COUNTS = {
     "deit_small_patch16_224": 22_050_664,
     "deit_tiny_distilled_patch16_224": 5_910_800,
     "deit_tiny_patch16_224": 5_717_416,
+    "gpt2": 124_439_808,
+    "gpt2_large": 774_030_080,
+    "gpt2_medium": 354_823_168,
+    "gpt2_xl": 1_557_611_200,
+    "opus_mt": 73_944_309,
     "swin_base_patch4_window12_384": 87_903_584,
     "swin_base_patch4_window7_224": 87_768_224,
     "swin_large_patch4_window12_384": 196_735_516,
@@ -28,6 +38,8 @@ PUBLISHED_PARAMETER_COUNTS = {
     "swin_small_patch4_window7_224": 49_606_258,
     "swin_tiny_c24_patch4_window8_256": 28_306_432,
     "swin_tiny_patch4_window7_224": 28_288_354,
+    "transformer_base": 63_082_496,
+    "transformer_big": 214_245_376,
     "vit_base_patch16_224": 86_567_656,
     "vit_base_patch16_384": 86_859_496,
     "vit_base_patch16_gap_224": 86_566_120,

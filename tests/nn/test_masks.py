@@ -3,10 +3,18 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swin_jax.nn.masks import causal_mask, combine_masks, padding_mask, prefix_mask, shifted_window_mask
+from swin_jax.nn.masks import (
+    causal_mask,
+    combine_masks,
+    padding_mask,
+    prefix_mask,
+    segment_mask,
+    segment_positions,
+    shifted_window_mask,
+)
 
 
 def test_causal():
@@ -70,3 +78,14 @@ def test_no_shift_and_no_padding_needs_no_mask():
     assert shifted_window_mask((8, 8), (4, 4), (0, 0)) is None
     with pytest.raises(ValueError, match="shift"):
         shifted_window_mask((8, 8), (4, 4), (4, 0))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(0, 3))
+def test_segments_see_themselves_and_count_from_zero(lengths, num_padding):
+    segments = [number for number, length in enumerate(lengths, 1) for _ in range(length)] + [0] * num_padding
+    mask = np.asarray(segment_mask(jnp.array([segments]), jnp.array([segments])))[0, 0]
+    for q, k in np.ndindex(mask.shape):
+        assert mask[q, k] == (segments[q] == segments[k] != 0)
+    expected = [place for length in [*lengths, num_padding] for place in range(length)]
+    np.testing.assert_array_equal(segment_positions(jnp.array([segments]))[0], expected)

@@ -7,7 +7,7 @@ from swin_jax.training.metrics import MetricWriter, drop_after
 
 
 def make_writer(folder, **changes):
-    options = {"start_step": 0, "total_steps": 10, "batch_size": 4, "log_every_steps": 3}
+    options = {"start_step": 0, "total_steps": 10, "unit": "images", "units_per_step": 4, "log_every_steps": 3}
     return MetricWriter(folder, **{**options, **changes})
 
 

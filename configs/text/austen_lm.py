@@ -1,0 +1,44 @@
+"""A causal Transformer on the characters of Jane Austen's six novels (GPT-2's block with rotary positions, 2104.09864).
+
+Measured: MEASURED
+
+make austen
+python train.py --config=configs/text/austen_lm.py --workdir=workdirs/austen_lm
+"""
+
+from swin_jax.training.default_config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.total_steps = 3200
+    config.batch_size = 32
+    config.eval_every_epochs = 1
+    config.checkpoint_every_epochs = 1
+    config.log_every_steps = 100
+
+    config.model.name = "causal_transformer"
+    config.model.embed_dim = 128
+    config.model.depth = 4
+    config.model.num_heads = 2
+    config.model.positions = "rotary"
+    config.model.post_norm = False
+    config.model.scale_embedding = False
+    config.model.activation = "gelu_tanh"
+    config.model.qkv_bias = False
+    config.model.init = "fan_in"
+
+    config.data.kind = "text"
+    config.data.source = "austen"
+    config.text.tokenizer = "char"
+    config.text.sequence_length = 128
+    config.text.eval_stride = 64
+
+    config.task.name = "language_modeling"
+
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.warmup_epochs = 0.1
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.b2 = 0.99
+    config.optimizer.grad_clip_norm = 1.0
+    return config

@@ -1,0 +1,45 @@
+"""A run's checkpoint, opened for evaluation, export, generation and pictures."""
+
+import contextlib
+import dataclasses
+import pathlib
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from swin_jax.commands import config_from_json
+from swin_jax.errors import UserError
+from swin_jax.training import sharding
+from swin_jax.training.checkpoint import Restored
+from swin_jax.training.experiment import Experiment, build, open_checkpoints
+from swin_jax.training.workdir import read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run was, and one of its checkpoints."""
+
+    config: ConfigDict
+    experiment: Experiment
+    restored: Restored
+
+    def model(self) -> nnx.Module:
+        """Return the model with the parameters that are evaluated: the averaged ones where there are any."""
+        state = self.restored.state
+        return self.experiment.model_def.merge(state.eval_params, state.model_state)
+
+
+def open_run(workdir: pathlib.Path, *, checkpoint: str = "best") -> Run:
+    """Open a checkpoint of a run (`best`, `latest` or a step) on all devices.
+
+    Raises UserError if the folder holds no run, or none of its checkpoints can be used.
+    """
+    config = config_from_json(read_config(workdir))
+    mesh = sharding.make_mesh()
+    experiment = build(config, mesh, workdir=workdir)
+    with jax.set_mesh(mesh), contextlib.closing(open_checkpoints(workdir, config, experiment, read_only=True)) as found:
+        restored = found.restore(experiment.target, which=checkpoint)
+    if restored is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    return Run(config, experiment, restored)
