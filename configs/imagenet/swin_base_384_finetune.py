@@ -35,11 +35,11 @@ def get_config():
     config.data.crop = "random_resized"
     config.data.eval_crop = "resize"
     config.data.interpolation = "bicubic"
-    config.data.flip = True
 
     config.task.label_smoothing = 0.1
     config.task.mixup_alpha = 0.8
     config.task.cutmix_alpha = 1.0
+    config.task.augment.flip = True
     config.task.augment.policy = "rand-m9-mstd0.5-inc1"
     config.task.augment.erasing = 0.25
 

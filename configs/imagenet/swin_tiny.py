@@ -32,11 +32,11 @@ def get_config():
     config.data.eval_crop = "center"
     config.data.crop_fraction = 0.875
     config.data.interpolation = "bicubic"
-    config.data.flip = True
 
     config.task.label_smoothing = 0.1
     config.task.mixup_alpha = 0.8
     config.task.cutmix_alpha = 1.0
+    config.task.augment.flip = True
     config.task.augment.policy = "rand-m9-mstd0.5-inc1"
     config.task.augment.erasing = 0.25
 

@@ -226,7 +226,16 @@ def random_erasing(
         box_keys = keys if box == 0 else jax.random.split(jax.random.fold_in(key, 6 + box), 6)
         is_in_box = _erasing_box(box_keys, images.shape, count, area, min_aspect)
         is_inside |= is_in_box & (is_erased & (box < count[:, 0]))[:, None, None, None]
-    return jnp.where(is_inside, jax.random.normal(keys[5], images.shape, images.dtype), images)
+
+    def draw_noise():
+        return jax.random.normal(keys[5], images.shape, images.dtype)
+
+    # Behind a condition, or the CPU compiler draws the noise anew for each reader of the images (measured: 0.12 s in
+    # place of 0.05 s for 8 images at 224, mixed after).
+    noise = jax.lax.platform_dependent(
+        cpu=lambda: jax.lax.cond(is_erased.any(), draw_noise, lambda: jnp.zeros_like(images)), default=draw_noise
+    )
+    return jnp.where(is_inside, noise, images)
 
 
 def _erasing_box(keys, shape, count, area, min_aspect):
@@ -275,7 +284,6 @@ def mix(
     if not mixup_alpha and not cutmix_alpha:
         return images, onehot
     mixed_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
-    partners = images[::-1]
     is_mixed = jax.random.bernoulli(mixed_key, prob)
     if not cutmix_alpha:
         use_cutmix = jnp.array(False)
@@ -285,14 +293,17 @@ def mix(
         use_cutmix = jax.random.bernoulli(switch_key, switch_prob)
     kept = jnp.array(1.0)
     if mixup_alpha:
-        use_mixup = is_mixed & ~use_cutmix
-        kept = jnp.where(use_mixup, jax.random.beta(mixup_key, mixup_alpha, mixup_alpha), kept)
-        images = jnp.where(use_mixup, kept * images + (1 - kept) * partners, images)
+        kept = jnp.where(is_mixed & ~use_cutmix, jax.random.beta(mixup_key, mixup_alpha, mixup_alpha), kept)
+    kept_pixels = kept
     if cutmix_alpha:
-        share = jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha)
-        is_inside, box_share = _cutmix_box(box_key, images.shape, share)
-        images = jnp.where(is_mixed & use_cutmix & is_inside, partners, images)
-        kept = jnp.where(is_mixed & use_cutmix, 1 - box_share, kept)
+        is_cut = is_mixed & use_cutmix
+        is_inside, box_share = _cutmix_box(
+            box_key, images.shape, jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha)
+        )
+        kept_pixels = jnp.where(is_cut & is_inside, 0.0, kept)
+        kept = jnp.where(is_cut, 1 - box_share, kept)
+    # One expression, as each reader of the images may compute anew what comes before it.
+    images = kept_pixels * images + (1 - kept_pixels) * images[::-1]
     return images, kept * onehot + (1 - kept) * onehot[::-1]
 
 

@@ -63,15 +63,19 @@ class Classification:
         self, model: nnx.Module, batch: Mapping[str, jax.Array], rngs: nnx.Rngs
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the mean cross-entropy with the mixed and smoothed labels, and the accuracy on the likeliest."""
-        self._check_channels(batch["image"])
-        images = augmentation.augment(rngs.augment(), batch["image"], mean=self.mean, std=self.std, **self.augment)
-        targets = jax.nn.one_hot(batch["label"], self.num_classes)
-        images, targets = augmentation.mix(rngs.augment(), images, targets, **self.mix)
+        images, targets = self.augmented(batch, rngs)
         accuracy_target = jnp.argmax(targets, -1)
         targets = optax.smooth_labels(targets, self.label_smoothing)
         logits = model(images, rngs=rngs)
         loss = self.per_example_loss(logits, targets).mean()
         return loss, {"accuracy": (jnp.argmax(logits, -1) == accuracy_target).mean()}
+
+    def augmented(self, batch: Mapping[str, jax.Array], rngs: nnx.Rngs) -> tuple[jax.Array, jax.Array]:
+        """Return what the model trains on: float32 images and mixed, not yet smoothed targets `[B, num_classes]`."""
+        self._check_channels(batch["image"])
+        images = augmentation.augment(rngs.augment(), batch["image"], mean=self.mean, std=self.std, **self.augment)
+        targets = jax.nn.one_hot(batch["label"], self.num_classes)
+        return augmentation.mix(rngs.augment(), images, targets, **self.mix)
 
     def per_example_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Return the training loss `[B]` of logits and soft targets `[B, num_classes]`; for subclasses to replace."""
