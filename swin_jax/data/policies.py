@@ -259,6 +259,10 @@ def _rand_policy(text: str, options: dict[str, float]) -> Policy:
     max_level = options.get("mmax", 10.0)
     if not (draws >= 1 and draws.is_integer() and 0 <= probability <= 1 and max_level <= 20):
         raise UserError(f"policy {text!r} needs a whole n of at least 1, p from 0 to 1, and mmax of at most 20")
+    if magnitude > max_level:
+        raise UserError(
+            f"policy {text!r}: the level m={magnitude:g} is above mmax={max_level:g}, which levels are cut to"
+        )
     std = options.get("mstd", 0.0)
     names = [name + "Increasing" if options.get("inc") and name in _INCREASING else name for name in _RAND_OPS]
     return Policy(

@@ -1,5 +1,6 @@
 """Policies: what is drawn, how often and how strong, on the device and on the host, and on any number of devices."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from swin_jax.data import augment, auto_augment, host_augment
-from swin_jax.data.policies import FUNCTIONS, parse_policy
+from swin_jax.data.policies import BIG_VISION_OPS, FUNCTIONS, OPS, Policy, Step, parse_policy
 from swin_jax.errors import UserError
 
 # These programs run once on small images, so compiling is what they cost.
@@ -29,7 +30,10 @@ KEY = random.key(7)
 def draws(text):
     """Functions [N, S] by name and arguments [N, S] of a policy's draws."""
     policy = parse_policy(text)
-    drawn = jax.jit(lambda key: auto_augment.draw_policy(key, policy, (NUM_IMAGES, *SIZE)))(KEY)
+    draw = jax.jit(
+        lambda key: auto_augment.draw_policy(key, policy, (NUM_IMAGES, *SIZE)), compiler_options=COMPILE_FAST
+    )
+    drawn = draw(KEY)
     return np.array(FUNCTIONS)[drawn.function], np.asarray(drawn.argument, np.float64)
 
 
@@ -162,7 +166,8 @@ def test_the_host_draws_from_the_same_distribution(text):
 
 
 def test_color_jitter_takes_every_order_and_uniform_factors():
-    drawn = jax.jit(lambda key: auto_augment.draw_jitter(key, NUM_IMAGES, strength=0.4))(KEY)
+    draw = functools.partial(auto_augment.draw_jitter, batch=NUM_IMAGES, strength=0.4)
+    drawn = jax.jit(draw, compiler_options=COMPILE_FAST)(KEY)
     orders = ["+".join(names) for names in np.array(FUNCTIONS)[drawn.function]]
     assert_frequencies(
         np.array(orders),
@@ -183,7 +188,8 @@ def test_color_jitter_on_the_host_and_on_the_device_have_the_same_moments():
     """Over many draws on one image: the mean and the spread of each pixel's change."""
     image = noise(1, (6, 6))[0] // 2 + 60
     images = jnp.broadcast_to(image, (800, 6, 6, 3))
-    on_device = np.asarray(jax.jit(functools.partial(auto_augment.jitter_colors, strength=0.4))(KEY, images))
+    jitter = functools.partial(auto_augment.jitter_colors, strength=0.4)
+    on_device = np.asarray(jax.jit(jitter, compiler_options=COMPILE_FAST)(KEY, images))
     rng = np.random.default_rng(1)
     on_host = [host_augment.jitter_colors(Image.fromarray(image), rng, strength=0.4) for _ in range(800)]
     on_host = np.stack([np.asarray(pil) for pil in on_host])
@@ -192,11 +198,15 @@ def test_color_jitter_on_the_host_and_on_the_device_have_the_same_moments():
     np.testing.assert_allclose(on_device.std(0), spread, rtol=0.2)
 
 
-def run_augment(images, key=KEY, mean=0.0, **options):
-    """The grey levels that `augment` gives, as if the mean were not taken off."""
-    run = jax.jit(lambda key, images: augment.augment(key, images, mean=mean, std=1 / 255, **options))
-    out = np.asarray(run.lower(key, images).compile(COMPILE_FAST)(key, images))
-    return np.round(out + 255 * np.array(mean))
+@functools.cache
+def program(options):
+    run = functools.partial(augment.augment, std=1 / 255, **dict(options))
+    return jax.jit(run, compiler_options=COMPILE_FAST)
+
+
+def run_augment(images, key=KEY, **options):
+    """The grey levels that `augment` gives."""
+    return np.round(program(tuple(options.items()))(key, images))
 
 
 def test_a_policy_is_a_function_of_key_and_position_and_comes_after_the_flip():
@@ -225,16 +235,21 @@ def test_color_jitter_acts_alone_and_beside_three_augment_only():
     assert pointers.sub("", programs[0]) == pointers.sub("", programs[1])
 
 
-def test_what_comes_in_from_outside_is_the_mean_colour_or_big_visions_grey():
-    white = jnp.full((64, 16, 16, 3), 255, jnp.uint8)
-    mean = (0.5, 0.25, 0.751)
+def test_what_comes_in_from_outside_is_the_mean_colour_or_big_visions_grey(monkeypatch):
+    calls = []
+
+    def keep_arguments(key, images, policy, **options):
+        calls.append(options)
+        return images
+
+    monkeypatch.setattr(augment, "apply_policy", keep_arguments)
+    augment.augment(KEY, noise(2), policy=SWIN, mean=(0.5, 0.25, 0.751), interpolation="random")
+    assert calls == [{"fill": (128, 64, 192), "interpolation": "random"}]
+    white = jnp.full((20, 16, 16, 3), 255, jnp.uint8)
     for text, fill in (("rand-m10-n1-p1", (128, 64, 192)), ("randaug(1,10)", (128, 128, 128))):
-        policy = parse_policy(text)
-        pixels = run_augment(white, mean=mean, policy=text)
-        drawn = auto_augment.draw_policy(random.fold_in(KEY, 4), policy, (64, 16, 16))
-        is_shifted = np.array(FUNCTIONS)[drawn.function[:, 0]] == "translate_x"
-        assert is_shifted.sum() > 0
-        for image in pixels[is_shifted]:
+        chains = tuple(chain for chain in parse_policy(text).chains if chain[0].op.function == "translate_x")
+        policy = dataclasses.replace(parse_policy(text), chains=chains)
+        for image in np.asarray(auto_augment.apply_policy(KEY, white, policy, fill=(128, 64, 192))):
             assert {tuple(color) for color in image.reshape(-1, 3)} <= {(255, 255, 255), fill}
             assert tuple(image[0, 0]) == fill or tuple(image[0, -1]) == fill
 
@@ -255,24 +270,15 @@ def eight_devices():
     return NamedSharding(Mesh(np.array(jax.devices()[:8]), ("data",)), PartitionSpec("data"))
 
 
-def test_the_same_batch_on_one_and_eight_devices(eight_devices):
-    images = noise(16)
-    options = {"policy": SWIN, "flip": True, "erasing": 0.25, "crop_padding": 2}
-    run = functools.partial(augment.augment, mean=0.5, std=0.25, **options)
-    whole = jax.jit(run, compiler_options=COMPILE_FAST)(KEY, images)
-    shardings = {"in_shardings": (None, eight_devices), "out_shardings": eight_devices}
-    cut = jax.jit(run, compiler_options=COMPILE_FAST, **shardings)(KEY, images)
-    assert len(cut.sharding.device_set) == 8
-    np.testing.assert_allclose(whole, cut, atol=1e-6)
-
-
-@pytest.mark.parametrize("text", [SWIN, BIG_VISION])
-def test_accelerators_need_no_communication(eight_devices, text):
-    policy, images = parse_policy(text), noise(8, (16, 12))
+def test_accelerators_need_no_communication(eight_devices):
+    """One step of a policy that has all functions."""
+    steps = [Step(op, 1.0, 5.0) for op in {**OPS, **BIG_VISION_OPS}.values()]
+    policy, images = Policy(tuple((step,) for step in steps)), noise(8, (16, 12))
+    assert set().union(*policy.functions) == set(FUNCTIONS) - {"identity"}
 
     def run(key, images):
         operations = auto_augment.draw_policy(key, policy, images.shape[:3])
-        options = {"fill": (128,) * 3, "interpolation": policy.interpolation or "random"}
+        options = {"fill": (128,) * 3, "interpolation": "random"}
         return auto_augment.apply_together(images, operations, names=policy.functions, **options)
 
     shardings = {"in_shardings": (None, eight_devices), "out_shardings": eight_devices}
@@ -291,6 +297,7 @@ def test_accelerators_need_no_communication(eight_devices, text):
         ("rand-m9-msdt0.5", "unknown section 'msdt0.5'.*did you mean 'mstd'"),
         ("rand-m9-tweights", "unknown section 'tweights'"),
         ("rand-m9-p1.5", "p from 0 to 1"),
+        ("rand-m11", "m=11 is above mmax=10"),
         ("rand-n0", "n of at least 1"),
         ("rand-n1.5", "whole n"),
         ("randaug(2,30)", "at most 20"),
