@@ -206,7 +206,7 @@ def test_divergence_saves_nothing(tmp_path):
         ("task.name=classify", "task"),
         ("task.mean=(0.5, 0.5)", "mean"),
         ("optimizer.name=adam", "adamw"),
-        ("optimizer.schedule=linear", "schedule"),
+        ("optimizer.schedule=cosin", "cosine"),
         ("seed=-1", "seed"),
     ],
 )

@@ -129,6 +129,7 @@ def test_any_of_several_labels_is_right_and_none_is_not_counted(weights, logits_
     ("changed", "message"),
     [
         (("--model=vit_tset_patch8_32",), f"unknown model 'vit_tset_patch8_32'; did you mean '{NAME}'"),
+        (("--model=gpt2",), "gpt2 takes no images"),
         (("--pretrained=/nowhere.safetensors",), "no such checkpoint file: /nowhere.safetensors"),
         (("--data=folder:/nowhere",), "the data folder /nowhere does not exist"),
         (("--split=val",), "no split 'val'"),

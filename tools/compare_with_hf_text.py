@@ -24,9 +24,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from flax import nnx  # noqa: E402
-from swin_jax.decoding import LengthPenalty, TokenRules, beam_search, generate  # noqa: E402
 
 from swin_jax.convert import load_pretrained, save_hf  # noqa: E402
+from swin_jax.decoding import LengthPenalty, TokenRules, beam_search, generate  # noqa: E402
 from swin_jax.models import create_model  # noqa: E402
 from tests.golden.reference import import_timm  # noqa: E402
 

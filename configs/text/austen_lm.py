@@ -36,9 +36,10 @@ def get_config():
 
     config.task.name = "language_modeling"
 
-    config.optimizer.learning_rate = 4e-3
-    config.optimizer.warmup_epochs = 0.1
-    config.optimizer.weight_decay = 0.1
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 0.02
+    config.optimizer.adam_learning_rate_share = 0.15
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 0.05
     config.optimizer.b2 = 0.99
-    config.optimizer.grad_clip_norm = 1.0
     return config

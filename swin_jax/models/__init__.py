@@ -44,9 +44,13 @@ _FACTORIES = ("block", "attention", "mlp", "norm")
 _DTYPES = ("dtype", "param_dtype")
 
 
-def list_models() -> list[str]:
-    """Return the names of all presets: timm's for images."""
-    return sorted(_PRESETS)
+def list_models(*families: str) -> list[str]:
+    """Return the names of all presets, timm's for images, or of those of some families: `list_models("swin", "vit")`."""
+    for family in families:
+        if family not in _FAMILIES:
+            raise UserError(f"unknown family of models {family!r}{did_you_mean(family, _FAMILIES)}")
+    wanted = {_FAMILIES[family] for family in families or _FAMILIES}
+    return sorted(name for name, (family, _) in _PRESETS.items() if family in wanted)
 
 
 def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:

@@ -188,7 +188,10 @@ def preprocessing(name: str, *, variant: str | None = None, protocol: str = "tim
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}, known: {', '.join(PROTOCOLS)}")
-    image_size = int(name.rpartition("_")[2])
+    size = name.rpartition("_")[2]
+    if not size.isdecimal():
+        raise UserError(f"{name} takes no images of a size of its own, so it is not known how to prepare them")
+    image_size = int(size)
     variant = variant or next(iter(variants(name)), "")
     is_half = name.startswith("vit_") and not re.search(r"_(huge|giant)_.*_gap_|_small_patch8_", name)  # I-JEPA, DINO
     mean, std = (HALF, HALF) if is_half else (IMAGENET_MEAN, IMAGENET_STD)

@@ -16,6 +16,7 @@ BUILT_IN = {
     "language_modeling": "swin_jax.tasks.language:LanguageModeling",
     "sequence_to_sequence": "swin_jax.tasks.language:SequenceToSequence",
 }
+LOSS_WEIGHT = "loss_weight"
 
 
 class Task(Protocol):
@@ -27,7 +28,11 @@ class Task(Protocol):
     def loss(
         self, model: nnx.Module, batch: Mapping[str, jax.Array], rngs: nnx.Rngs
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return the mean loss to minimise and scalars to log; `rngs` has the streams `dropout` and `augment`."""
+        """Return the mean loss to minimise and scalars to log; `rngs` has the streams `dropout` and `augment`.
+
+        Where the mean is over other things than examples, such as tokens, the scalar `LOSS_WEIGHT` is their number, and
+        microbatches count by it (`training/accumulation.py`). Loss and scalars must be finite even where it is 0.
+        """
 
     def evaluate(self, model: nnx.Module, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return sums over the examples where `batch["valid"]`, their number among them as `count`."""

@@ -9,11 +9,18 @@ import optax
 from flax import nnx
 
 from swin_jax.data import augment as augmentation
-from swin_jax.errors import UserError
+from swin_jax.errors import UserError, did_you_mean
+
+LOSSES = ("softmax", "sigmoid")
 
 
 class Classification:
-    """Softmax cross-entropy over `num_classes` on batches of uint8 `image` [B, H, W, C] and int `label` [B].
+    """Cross-entropy over `num_classes` on batches of uint8 `image` [B, H, W, C] and int `label` [B].
+
+    `loss` is "softmax", or "sigmoid" for the mean binary cross-entropy of one yes-or-no question for each class, as
+    DeiT-III trains (2204.07118): with a `target_threshold` of at least 0, soft targets above it count as 1, others as 0
+    (DeiT-III: 0, so both images of a mixed one are there; timm's `--bce-target-thresh`). Evaluation reports the
+    softmax cross-entropy either way, as DeiT does.
 
     Label smoothing spreads its share over all classes, the right one included, as PyTorch and timm do. Mixup
     (1710.09412) and CutMix (1905.04899) mix whole batches as timm's `Mixup(mode="batch")`.
@@ -27,6 +34,8 @@ class Classification:
         num_classes: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        loss: str = "softmax",
+        target_threshold: float = -1.0,
         label_smoothing: float = 0.0,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
@@ -38,6 +47,16 @@ class Classification:
             raise UserError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
         if len(mean) != len(std) or 0.0 in std:
             raise UserError(f"mean={mean} and std={std} must have one value, or one for each channel, and no std be 0")
+        if loss not in LOSSES:
+            raise UserError(f"unknown task.loss {loss!r}{did_you_mean(loss, LOSSES)} (known: {', '.join(LOSSES)})")
+        if target_threshold >= 0 and loss != "sigmoid":
+            raise UserError(f"task.target_threshold={target_threshold} is for task.loss='sigmoid', not {loss!r}")
+        if 0 <= target_threshold < label_smoothing / num_classes:
+            raise UserError(
+                f"task.target_threshold={target_threshold} makes every class right: {label_smoothing=} gives each "
+                f"{label_smoothing / num_classes:.2g}"
+            )
+        self.loss_name, self.target_threshold = loss, target_threshold
         if not (mixup_alpha >= 0 and cutmix_alpha >= 0):
             raise UserError(f"mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha} must be at least 0")
         augment = dict(augment or {})
@@ -79,7 +98,11 @@ class Classification:
 
     def per_example_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Return the training loss `[B]` of logits and soft targets `[B, num_classes]`; for subclasses to replace."""
-        return optax.softmax_cross_entropy(logits, targets)
+        if self.loss_name == "softmax":
+            return optax.softmax_cross_entropy(logits, targets)
+        if self.target_threshold >= 0:
+            targets = (targets > self.target_threshold).astype(targets.dtype)
+        return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
 
     def evaluate(self, model: nnx.Module, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return the sums of loss, hits and hits among the five likeliest over the valid examples."""

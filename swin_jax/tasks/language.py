@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from swin_jax.errors import UserError, did_you_mean
+from swin_jax.tasks import LOSS_WEIGHT
 
 OBJECTIVES = ("next", "masked", "prefix")
 # What becomes of a token chosen to be predicted: the rest of them stays as it is (BERT, arXiv 1810.04805, section 3.1).
@@ -64,8 +65,7 @@ class LanguageModeling:
                 shares = jax.random.uniform(key, (len(tokens),))
                 lengths = prefix_lengths(segments[:, :-1], shares)
             logits, targets, weights = self._predict(model, tokens, segments, lengths, rngs)
-        losses = smoothed_cross_entropy(logits, targets, self.label_smoothing)
-        return weighted_mean(losses, weights), {"accuracy": weighted_mean(logits.argmax(-1) == targets, weights)}
+        return training_loss(logits, targets, weights, label_smoothing=self.label_smoothing)
 
     def evaluate(self, model: nnx.Module, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return the sums of loss, hits, tokens and characters over the tokens that count."""
@@ -137,8 +137,7 @@ class SequenceToSequence:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the mean loss over the target tokens, and how many of them are the likeliest."""
         logits, targets, weights = self._predict(model, batch, rngs)
-        losses = smoothed_cross_entropy(logits, targets, self.label_smoothing)
-        return weighted_mean(losses, weights), {"accuracy": weighted_mean(logits.argmax(-1) == targets, weights)}
+        return training_loss(logits, targets, weights, label_smoothing=self.label_smoothing)
 
     def evaluate(self, model: nnx.Module, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return the sums of loss (without smoothing), hits and tokens."""
@@ -181,6 +180,15 @@ def smoothed_cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: flo
     if not smoothing:
         return log_total - right
     return log_total - (1 - smoothing) * right - smoothing * logits.mean(-1)
+
+
+def training_loss(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, *, label_smoothing: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return the mean loss over the tokens that count, their accuracy, and as `LOSS_WEIGHT` their number."""
+    losses = smoothed_cross_entropy(logits, targets, label_smoothing)
+    accuracy = weighted_mean(logits.argmax(-1) == targets, weights)
+    return weighted_mean(losses, weights), {"accuracy": accuracy, LOSS_WEIGHT: weights.sum()}
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:

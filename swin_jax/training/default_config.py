@@ -17,6 +17,7 @@ def default_config() -> ConfigDict:
     config.total_epochs = 1
     config.total_steps = 0  # 0: total_epochs; otherwise the length of the run in updates
     config.batch_size = 128  # over all devices
+    config.accumulation_steps = 1  # microbatches of a batch, one after the other: less memory, the same update
     config.eval_every_epochs = 1  # 0: only at the end
     config.checkpoint_every_epochs = 1  # 0: only at the end
     config.keep_checkpoints = 2  # the newest ones, and the best one besides
@@ -62,6 +63,8 @@ def default_config() -> ConfigDict:
 
     config.task = ConfigDict()  # a task takes those of these that are its own
     config.task.name = "classification"
+    config.task.loss = "softmax"  # softmax, sigmoid (a yes-or-no question for each class: DeiT-III)
+    config.task.target_threshold = -1.0  # sigmoid: targets above it count as 1, the others as 0; below 0: as they are
     config.task.label_smoothing = 0.0
     config.task.mean = (0.485, 0.456, 0.406)
     config.task.std = (0.229, 0.224, 0.225)
@@ -84,18 +87,31 @@ def default_config() -> ConfigDict:
     config.task.augment.erasing = 0.0
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # adamw, sgd
+    config.optimizer.name = "adamw"  # adamw, sgd, lamb, lion, adafactor, muon
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.schedule = "cosine"  # cosine, constant; both after a linear warm-up
-    config.optimizer.final_learning_rate = 0.0
-    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.schedule = "cosine"  # cosine, linear, polynomial, step, inverse_square_root, constant
+    config.optimizer.final_learning_rate = 0.0  # cosine, linear, polynomial
+    config.optimizer.power = 1.0  # polynomial
+    config.optimizer.milestone_steps = ()  # step: in updates
+    config.optimizer.milestone_epochs = ()  # step: or in epochs
+    config.optimizer.milestone_factor = 0.1  # step: at each milestone
+    config.optimizer.warmup_steps = 0  # of the linear warm-up before any schedule, in updates
+    config.optimizer.warmup_epochs = 0.0  # or in epochs
     config.optimizer.warmup_learning_rate = 0.0
     config.optimizer.weight_decay = 0.05
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-8
+    config.optimizer.independent_weight_decay = False  # True: weight_decay * schedule / its peak
+    config.optimizer.weight_decay_multipliers = ()  # ((regular expression, factor), ...) over the parameters' paths
+    config.optimizer.learning_rate_multipliers = ()  # the same; factor 0 freezes
+    config.optimizer.layer_decay = 1.0  # of the learning rate, from each layer to the one below
+    config.optimizer.b1 = 0.9  # adamw, lamb, lion, adafactor, muon's Adam
+    config.optimizer.b2 = 0.999  # the same (lion's paper has 0.99); the upper bound of adafactor's
+    config.optimizer.eps = 1e-8  # adamw, lamb, muon
     config.optimizer.momentum = 0.9  # sgd
-    config.optimizer.nesterov = True  # sgd
+    config.optimizer.nesterov = True  # sgd, muon
+    config.optimizer.muon_momentum = 0.95
+    config.optimizer.adam_learning_rate_share = 0.15  # muon: of the learning rate, for what is no matrix
+    config.optimizer.adam_parameters = ()  # muon: (regular expression, ...) of kernels that are Adam's nevertheless
+    config.optimizer.momentum_dtype = ""  # of the first moments: bfloat16 halves them; "": the parameters'
     config.optimizer.grad_clip_norm = 0.0  # 0: off
 
     config.mesh = ConfigDict()
@@ -129,6 +145,7 @@ def check_config(config: ConfigDict) -> None:
         ("seed", 0, 2**31),
         ("total_epochs", 1, None),
         ("total_steps", 0, None),
+        ("accumulation_steps", 1, None),
         ("eval_every_epochs", 0, None),
         ("checkpoint_every_epochs", 0, None),
         ("keep_checkpoints", 1, None),
@@ -137,8 +154,12 @@ def check_config(config: ConfigDict) -> None:
         ("optimizer.learning_rate", 0, None),
         ("optimizer.final_learning_rate", 0, None),
         ("optimizer.warmup_learning_rate", 0, None),
+        ("optimizer.warmup_steps", 0, None),
         ("optimizer.warmup_epochs", 0, None),
+        ("optimizer.milestone_factor", 0, None),
         ("optimizer.weight_decay", 0, None),
+        ("optimizer.muon_momentum", 0, 1),
+        ("optimizer.adam_learning_rate_share", 0, None),
         ("optimizer.grad_clip_norm", 0, None),
     )
     for key, low, high in bounds:

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,8 +18,10 @@ from swin_jax.tasks import Task, create_task, task_arguments
 from swin_jax.training.checkpoint import Checkpoints
 from swin_jax.training.default_config import check_config, default_config
 from swin_jax.training.inputs import Inputs, open_inputs
-from swin_jax.training.optimizer import Schedule, create_optimizer, create_schedule
+from swin_jax.training.optimizer import create_optimizer
+from swin_jax.training.parameter_groups import frozen_mask
 from swin_jax.training.pretrained import place, read_initial
+from swin_jax.training.schedules import Schedule, create_schedule, resolve_milestones, resolve_steps
 from swin_jax.training.state import ModelDef, TrainState, abstract_state
 from swin_jax.training.step import make_eval_step, make_train_step
 
@@ -52,16 +55,9 @@ def build(config: ConfigDict, mesh: Mesh, *, workdir: pathlib.Path | None = None
     steps_per_epoch = inputs.num_examples // config.batch_size
     total_steps = config.total_steps or config.total_epochs * steps_per_epoch
 
-    options = config.optimizer.to_dict()
-    schedule = create_schedule(
-        warmup_steps=int(options.pop("warmup_epochs") * steps_per_epoch),
-        total_steps=total_steps,
-        **{
-            key: options.pop(key)
-            for key in ("schedule", "learning_rate", "final_learning_rate", "warmup_learning_rate")
-        },
+    schedule, optimizer = schedule_and_optimizer(
+        config.optimizer.to_dict(), steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
-    optimizer = create_optimizer(schedule=schedule, **options)
     model_options = inputs.model_options | config.model.to_dict()
     target, model_def, init = abstract_state(
         lambda: create_model(**model_options, rngs=nnx.Rngs(config.seed)),
@@ -81,6 +77,29 @@ def build(config: ConfigDict, mesh: Mesh, *, workdir: pathlib.Path | None = None
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
+
+
+def schedule_and_optimizer(
+    options: dict[str, Any], *, steps_per_epoch: int, total_steps: int
+) -> tuple[Schedule, optax.GradientTransformation]:
+    """Return what the keys of `config.optimizer` describe."""
+
+    def pop_both(name: str) -> dict[str, Any]:
+        given = {unit: options.pop(f"{name}_{unit}") for unit in ("steps", "epochs")}
+        return {"name": f"optimizer.{name}", **given, "steps_per_epoch": steps_per_epoch}
+
+    schedule = create_schedule(
+        warmup_steps=resolve_steps(**pop_both("warmup")),
+        milestones=resolve_milestones(**pop_both("milestone")),
+        total_steps=total_steps,
+        learning_rate=options["learning_rate"],
+        **{
+            key: options.pop(key)
+            for key in ("schedule", "final_learning_rate", "warmup_learning_rate", "milestone_factor", "power")
+        },
+    )
+    peak, independent = options.pop("learning_rate"), options.pop("independent_weight_decay")
+    return schedule, create_optimizer(schedule=schedule, peak_learning_rate=peak if independent else None, **options)
 
 
 def task_options(config: ConfigDict, inputs: Inputs) -> dict[str, Any]:
@@ -140,6 +159,8 @@ def compile_steps(config: ConfigDict, experiment: Experiment) -> tuple[Callable,
         optimizer=experiment.optimizer,
         schedule=experiment.schedule,
         ema_decay=config.ema_decay,
+        accumulation_steps=config.accumulation_steps,
+        frozen=partial(frozen_mask, learning_rate_multipliers=config.optimizer.learning_rate_multipliers),
         **common,
     )
     return train_step, make_eval_step(experiment.model_def, experiment.task, **common)

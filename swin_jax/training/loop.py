@@ -43,7 +43,7 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
     folder = pathlib.Path(workdir)
     workdirs.check_workdir(folder, config)
     mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_batch_size(config.batch_size, mesh)
+    sharding.check_batch_size(config.batch_size, mesh, accumulation_steps=config.accumulation_steps)
     experiment = build(config, mesh, workdir=folder)
     inputs, task = experiment.inputs, experiment.task
     iterator = inputs.train_iterator(batch_size=config.batch_size)

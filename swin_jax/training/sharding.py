@@ -103,8 +103,8 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raise a UserError unless `batch_size` images can be cut evenly over the mesh and over the hosts."""
+def check_batch_size(batch_size: int, mesh: Mesh, *, accumulation_steps: int = 1) -> None:
+    """Raise a UserError unless the batch can be cut evenly into microbatches, over the mesh and over the hosts."""
     shards = batch_shards(mesh)
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
@@ -112,6 +112,13 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         raise UserError(
             f"batch_size={batch_size} is not divisible by the {shards} devices that share a batch "
             f"(mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
+        )
+    if batch_size % accumulation_steps:
+        raise UserError(f"{batch_size=} is not divisible by {accumulation_steps=}")
+    if batch_size // accumulation_steps % shards:
+        raise UserError(
+            f"a microbatch of batch_size / accumulation_steps = {batch_size // accumulation_steps} is not divisible by "
+            f"the {shards} devices that share it"
         )
     if shards % jax.process_count():
         raise UserError(f"mesh data x fsdp = {shards} is not divisible by the {jax.process_count()} hosts")

@@ -13,17 +13,21 @@ from jax.sharding import Mesh
 
 from swin_jax.tasks import Task
 from swin_jax.training import sharding
-from swin_jax.training.optimizer import Schedule
+from swin_jax.training.accumulation import accumulate, microbatches
+from swin_jax.training.schedules import Schedule
 from swin_jax.training.state import ModelDef, TrainState, split_model
 
 Batch = Mapping[str, jax.Array]
 MAX_PENDING = 2  # calls the host may be ahead of the device: enough to keep it busy, little memory in waiting batches
 
 
-def step_rngs(seed: jax.Array | int, step: jax.Array | int) -> nnx.Rngs:
-    """Return the randomness of one update, a function of (seed, step) alone."""
+def step_rngs(seed: jax.Array | int, step: jax.Array | int, microbatch: jax.Array | int | None = None) -> nnx.Rngs:
+    """Return the randomness of one update, or of one microbatch of it, a function of these numbers alone."""
     key = jax.random.fold_in(jax.random.key(seed), step)
-    return nnx.Rngs(dropout=jax.random.fold_in(key, 0), augment=jax.random.fold_in(key, 1))
+    keys = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+    if microbatch is not None:
+        keys = tuple(jax.random.fold_in(key, microbatch) for key in keys)
+    return nnx.Rngs(dropout=keys[0], augment=keys[1])
 
 
 def make_train_step(
@@ -35,24 +39,51 @@ def make_train_step(
     ema_decay: float,
     abstract_state: TrainState,
     mesh: Mesh,
+    accumulation_steps: int = 1,
+    frozen: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Callable[[TrainState, Batch, int], tuple[TrainState, dict[str, jax.Array]]]:
-    """Return `step(state, batch, seed) -> (state, metrics)`; the state passed in is donated, so use the new one."""
+    """Return `step(state, batch, seed) -> (state, metrics)`; the state passed in is donated, so use the new one.
+
+    Args:
+        accumulation_steps: into how many microbatches the batch is cut, one after the other, so that only the
+            activations of one are in memory. See `accumulate`.
+        frozen: from the parameters to a tree of bools, True for those that need no gradient; the optimizer must leave
+            them as they are.
+    """
 
     def train_step(state, batch, seed):
-        def loss_of(params):
-            model = model_def.merge(params, state.model_state)
-            loss, metrics = task.loss(model, batch, step_rngs(seed, state.step))
-            return loss.astype(jnp.float32), (metrics, split_model(model)[2])
+        is_frozen = frozen(state.params) if frozen else jax.tree.map(lambda _: False, state.params)
+        nothing = jax.tree.map(lambda _: None, is_frozen)
 
-        (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        def choose(where_frozen, elsewhere):  # a tree may have None where the other one is taken
+            return jax.tree.map(lambda mask, a, b: a if mask else b, is_frozen, where_frozen, elsewhere)
+
+        def gradients(microbatch, batch, model_state):
+            def loss_of(learned):
+                model = model_def.merge(choose(state.params, learned), model_state)
+                loss, metrics = task.loss(model, batch, step_rngs(seed, state.step, microbatch))
+                return loss.astype(jnp.float32), (metrics, split_model(model)[2])
+
+            learned = choose(nothing, state.params)
+            (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(learned)
+            return {**metrics, "loss": loss}, model_state, grads
+
+        if accumulation_steps == 1:
+            metrics, model_state, grads = gradients(None, batch, state.model_state)
+        else:
+            batches = microbatches(batch, accumulation_steps, mesh)
+            like = choose(nothing, abstract_state.params)
+            metrics, model_state, grads = accumulate(gradients, batches, state.model_state, like=like)
+        grads = jax.tree.map(
+            lambda mask, leaf, grad: jnp.zeros_like(leaf) if mask else grad, is_frozen, state.params, grads
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+            ema_params = choose(params, optax.incremental_update(params, ema_params, 1.0 - ema_decay))
         metrics = {
             **metrics,
-            "loss": loss,
             "grad_norm": optax.global_norm(grads),
             "param_norm": optax.global_norm(params),
             "learning_rate": schedule(state.step),

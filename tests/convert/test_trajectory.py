@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from swin_jax.training.optimizer import create_optimizer, create_schedule
+from swin_jax.training.optimizer import create_optimizer
+from swin_jax.training.schedules import create_schedule
 from swin_jax.training.state import split_model
 from tests.convert import goldens
 

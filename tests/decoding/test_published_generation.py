@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from swin_jax.decoding import LengthPenalty, TokenRules, beam_search, generate
 
+from swin_jax.decoding import LengthPenalty, TokenRules, beam_search, generate
 from tests.convert import goldens
 
 SEARCHES = ("greedy", "beam", "beam_sum", "beam_short")

@@ -51,6 +51,7 @@ GOLDENS = (
     training_goldens.trajectory_vit,
     training_goldens.learning_rate_curves,
     augment_goldens.timm_augment,
+    training_goldens.layer_decay_scales,
 )
 
 

@@ -1,4 +1,4 @@
-"""Resized tables, training trajectories and learning-rate curves."""
+"""Resized tables, training trajectories, learning-rate curves and layer-wise learning rates."""
 
 import json
 
@@ -153,3 +153,18 @@ def learning_rate_curves(arguments) -> dict:
         entries[f"hyperparameters/{name}"] = json.dumps({**hyperparameters, "updates_per_epoch": per_epoch})
         entries[f"steps/{name}"], entries[f"rates/{name}"] = steps.astype(np.int32), np.array(rates)[steps]
     return entries
+
+
+def layer_decay_scales(_) -> dict:
+    """The factor of each parameter's learning rate in timm's `param_groups_layer_decay`, for tiny models."""
+    from timm.optim import param_groups_layer_decay
+
+    decay, changes = 0.8, dict(depths=(1, 3, 2), num_heads=(2, 2, 4))
+    models = {"vit": tiny_timm_vit(), "swin": tiny_timm_swin(**changes)}
+    scales = {}
+    for family, model in models.items():
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = param_groups_layer_decay(model, layer_decay=decay)
+        scales[family] = {names[id(leaf)]: group["lr_scale"] for group in groups for leaf in group["params"]}
+    entries = golden("timm.optim.param_groups_layer_decay", {"vit": our_vit(), "swin": our_swin(**changes)}, {})
+    return {**entries, "decay": np.array(decay), "scales": json.dumps(scales)}

@@ -33,6 +33,11 @@ def parameters(model):
 
 def test_every_published_name_is_listed_and_a_near_miss_is_recognised():
     assert "swin_tiny_patch4_window7_224" in list_models()
+    assert {"gpt2", "gpt2_medium", "gpt2_large", "gpt2_xl"} == set(list_models("causal_transformer"))
+    images = {name for name in list_models() if name.startswith(("swin", "vit", "deit"))}
+    assert images == set(list_models("swin", "vit"))
+    with pytest.raises(ValueError, match="did you mean 'swin'"):
+        list_models("swim")
     with pytest.raises(ValueError, match="did you mean 'swin_tiny_patch4_window7_224'"):
         create_model("swin_tiny_patch4_window7", rngs=nnx.Rngs(0))
     assert difflib.get_close_matches("vit_base_patch16", list_models())

@@ -47,6 +47,31 @@ def test_loss_is_torch_cross_entropy(smoothing):
     np.testing.assert_allclose(model.images, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("smoothing", "threshold", "right", "wrong"),
+    [(0.0, -1.0, 1.0, 0.0), (0.3, -1.0, 0.75, 0.05), (0.3, 0.06, 1.0, 0.0)],
+)
+def test_sigmoid_loss_is_binary_cross_entropy(smoothing, threshold, right, wrong):
+    labels = [0, 5, 2, 1]
+    task = make_task(loss="sigmoid", target_threshold=threshold, label_smoothing=smoothing)
+    loss, metrics = task.loss(Recorder(LOGITS), make_batch(labels), rngs())
+    probabilities = 1 / (1 + np.exp(-LOGITS))
+    targets = np.where(np.eye(6)[labels] == 1, right, wrong)
+    expected = -(targets * np.log(probabilities) + (1 - targets) * np.log(1 - probabilities)).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["accuracy"]) == pytest.approx((LOGITS.argmax(-1) == labels).mean())
+
+
+def test_deit_iii_counts_both_images_of_a_mixed_one():
+    task = make_task(loss="sigmoid", target_threshold=0.0)
+    targets = jnp.zeros((1, 6)).at[0, 1].set(0.93).at[0, 4].set(0.07)
+    both = jnp.zeros((1, 6)).at[0, jnp.array([1, 4])].set(1.0)
+    expected = np.logaddexp(0, LOGITS[:1]).mean() - LOGITS[0, [1, 4]].sum() / 6
+    assert float(task.per_example_loss(jnp.asarray(LOGITS[:1]), targets)[0]) == pytest.approx(expected, rel=1e-5)
+    plain = make_task(loss="sigmoid").per_example_loss(jnp.asarray(LOGITS[:1]), both)
+    assert float(plain[0]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_mixed_images_have_mixed_targets():
     task = make_task(mixup_alpha=1.0)
     batch = make_batch([0, 1, 2, 3])
@@ -95,7 +120,14 @@ def test_padding_of_not_a_number_counts_nothing():
 
 @pytest.mark.parametrize(
     "options",
-    [{"label_smoothing": 1.0}, {"mean": (0.5, 0.5)}, {"std": (0.0,)}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}],
+    [
+        {"loss": "sigmoid", "target_threshold": 0.0, "label_smoothing": 0.1},
+        {"target_threshold": 0.0},
+        {"label_smoothing": 1.0},
+        {"mean": (0.5, 0.5)},
+        {"std": (0.0,)},
+        {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+    ],
 )
 def test_options_that_do_not_fit(options):
     with pytest.raises(UserError):
@@ -116,6 +148,11 @@ def test_options_that_do_not_fit(options):
 def test_augmentation_that_cannot_be_is_told_when_built(options, message):
     with pytest.raises(UserError, match=message):
         make_task(**options)
+
+
+def test_unknown_loss_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'sigmoid'"):
+        make_task(loss="sigmod")
 
 
 def test_tasks_by_name():

@@ -1,5 +1,7 @@
 """A small model with what real ones have: a list of layers, dropout, a constant array."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from flax import nnx
 
 from swin_jax.tasks import create_task
 from swin_jax.training import sharding
-from swin_jax.training.optimizer import create_optimizer, create_schedule
+from swin_jax.training.optimizer import create_optimizer
+from swin_jax.training.parameter_groups import frozen_mask
+from swin_jax.training.schedules import create_schedule
 from swin_jax.training.state import abstract_state
 from swin_jax.training.step import make_eval_step, make_train_step
 
@@ -26,11 +30,21 @@ class SmallModel(nnx.Module):
 
 
 class Setup:
-    """Everything of a run of the small model on the first `num_devices` devices."""
+    """Everything of a run of the small model, or another one, on the first `num_devices` devices."""
 
-    def __init__(self, num_devices: int = 1, *, ema_decay: float = 0.0, **axes: int):
+    def __init__(
+        self,
+        num_devices: int = 1,
+        *,
+        model=SmallModel,
+        task=None,
+        ema_decay: float = 0.0,
+        accumulation_steps: int = 1,
+        optimizer: dict | None = None,
+        **axes: int,
+    ):
         self.mesh = sharding.make_mesh(devices=jax.devices()[:num_devices], **axes)
-        self.task = create_task("classification", num_classes=10, mean=(0.5,), std=(0.5,), label_smoothing=0.1)
+        self.task = task or create_task("classification", num_classes=10, mean=(0.5,), std=(0.5,), label_smoothing=0.1)
         schedule = create_schedule(
             schedule="cosine",
             learning_rate=1e-2,
@@ -39,23 +53,31 @@ class Setup:
             warmup_steps=2,
             total_steps=20,
         )
-        optimizer = create_optimizer(
-            name="adamw",
-            schedule=schedule,
-            weight_decay=0.05,
-            b1=0.9,
-            b2=0.999,
-            eps=1e-8,
-            momentum=0.9,
-            nesterov=True,
-            grad_clip_norm=1.0,
-        )
+        options = {
+            "name": "adamw",
+            "weight_decay": 0.05,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "momentum": 0.9,
+            "nesterov": True,
+            "grad_clip_norm": 1.0,
+            **(optimizer or {}),
+        }
+        self.optimizer = create_optimizer(schedule=schedule, **options)
         self.target, self.model_def, self.init = abstract_state(
-            lambda: SmallModel(rngs=nnx.Rngs(0)), optimizer=optimizer, ema=ema_decay > 0, mesh=self.mesh
+            lambda: model(rngs=nnx.Rngs(0)), optimizer=self.optimizer, ema=ema_decay > 0, mesh=self.mesh
         )
         common = {"abstract_state": self.target, "mesh": self.mesh}
         self.train_step = make_train_step(
-            self.model_def, self.task, optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, **common
+            self.model_def,
+            self.task,
+            optimizer=self.optimizer,
+            schedule=schedule,
+            ema_decay=ema_decay,
+            accumulation_steps=accumulation_steps,
+            frozen=partial(frozen_mask, learning_rate_multipliers=options.get("learning_rate_multipliers", ())),
+            **common,
         )
         self.eval_step = make_eval_step(self.model_def, self.task, **common)
 

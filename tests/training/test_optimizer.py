@@ -1,4 +1,5 @@
 import math
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,8 @@ import optax
 import pytest
 
 from swin_jax.errors import UserError
-from swin_jax.training.optimizer import clip_by_global_norm, create_optimizer, create_schedule, decay_mask
+from swin_jax.training.optimizer import OPTIMIZERS, clip_by_global_norm, create_optimizer
+from swin_jax.training.schedules import create_schedule
 
 OPTIONS = {
     "name": "adamw",
@@ -31,69 +33,6 @@ def make_schedule(**changes):
         "total_steps": 100,
     }
     return create_schedule(**{**options, **changes})
-
-
-def timm_cosine(t, *, base=1e-3, lr_min=1e-5, warmup_lr=1e-6, warmup_t=20, total=100):
-    """timm's CosineLRScheduler as the official Swin code sets it up (warmup_prefix, t_initial without the warm-up)."""
-    if t < warmup_t:
-        return warmup_lr + t * (base - warmup_lr) / warmup_t
-    t, t_initial = t - warmup_t, total - warmup_t
-    return lr_min + 0.5 * (base - lr_min) * (1 + math.cos(math.pi * t / t_initial)) if t < t_initial else lr_min
-
-
-@pytest.mark.parametrize("warmup", [0, 1, 20])
-def test_schedule_is_the_published_one(warmup):
-    schedule = make_schedule(warmup_steps=warmup)
-    steps = np.arange(110)
-    expected = [timm_cosine(int(step), warmup_t=warmup) for step in steps]
-    np.testing.assert_allclose(jax.vmap(schedule)(steps), expected, rtol=2e-5, atol=1e-10)
-
-
-def test_constant_schedule():
-    schedule = make_schedule(schedule="constant")
-    assert float(schedule(10)) == pytest.approx(1e-6 + 10 * (1e-3 - 1e-6) / 20)
-    assert float(schedule(20)) == float(schedule(99)) == pytest.approx(1e-3)
-
-
-def test_a_run_shorter_than_its_warm_up_ends_within_it():
-    whole, short = make_schedule(), make_schedule(total_steps=3)
-    np.testing.assert_allclose([short(step) for step in range(4)], [whole(step) for step in range(4)])
-
-
-def test_schedule_rejects_unknown_names():
-    with pytest.raises(UserError, match="did you mean 'cosine'"):
-        make_schedule(schedule="cosin")
-
-
-def test_decay_mask_spares_biases_tokens_and_tables():
-    shapes = {
-        "patch_embed": {"proj": {"kernel": (4, 4, 3, 8), "bias": (8,)}, "norm": {"scale": (8,)}},
-        "cls_token": (1, 1, 8),
-        "dist_token": (1, 1, 8),
-        "pos_embed": (1, 17, 8),
-        "blocks": {
-            "0": {
-                "attention": {
-                    "qkv": {"kernel": (8, 3, 2, 4), "bias": (3, 2, 4)},
-                    "relative_position_bias_table": (9, 2),
-                    "proj": {"kernel": (8, 8), "bias": (8,)},
-                },
-                "layer_scale1": {"gamma": (8,)},
-            }
-        },
-    }
-    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    mask = decay_mask(params)
-    decayed = {
-        jax.tree_util.keystr(path, simple=True, separator=".")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(mask)
-        if leaf
-    }
-    assert decayed == {
-        "patch_embed.proj.kernel",
-        "blocks.0.attention.qkv.kernel",
-        "blocks.0.attention.proj.kernel",
-    }
 
 
 def run(optimizer, params, grads):
@@ -150,6 +89,176 @@ def test_clipping_is_torch_clip_grad_norm():
     np.testing.assert_array_equal(untouched["a"], grads["a"])
 
 
-def test_unknown_optimizer_names_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'adamw'"):
-        create_optimizer(schedule=make_schedule(), **{**OPTIONS, "name": "adam"})
+def test_lamb_is_apex_and_timm_lamb():
+    params, grads = problem()
+    params["norm"] = {"scale": jnp.ones(4)}
+    grads = [{**grad, "norm": {"scale": grad["bias"] + 0.3}} for grad in grads]
+    schedule = make_schedule()
+    result = run(create_optimizer(schedule=schedule, **{**OPTIONS, "name": "lamb"}), params, grads)
+    leaves = {"kernel": (0.1, lambda tree: tree["kernel"]), "scale": (0.0, lambda tree: tree["norm"]["scale"])}
+    for name, (weight_decay, pick) in leaves.items():
+        value, first, second = np.asarray(pick(params), np.float64), 0.0, 0.0
+        for step, grad in enumerate(map(pick, grads)):
+            first = 0.9 * first + 0.1 * grad
+            second = 0.99 * second + 0.01 * grad**2
+            update = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(second / (1 - 0.99 ** (step + 1))) + 1e-8)
+            update = update + weight_decay * value
+            if weight_decay:  # apex adapts only the group that has weight decay
+                update = update * np.linalg.norm(value) / np.linalg.norm(update)
+            value = value - float(schedule(step)) * update
+        np.testing.assert_allclose(pick(result), value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_lion_is_algorithm_2():
+    params, grads = problem()
+    schedule = make_schedule()
+    result = run(create_optimizer(schedule=schedule, **{**OPTIONS, "name": "lion"}), params, grads)
+    for name, weight_decay in (("kernel", 0.1), ("bias", 0.0)):
+        value, momentum = np.asarray(params[name], np.float64), 0.0
+        for step, grad in enumerate(grads):
+            direction = np.sign(0.9 * momentum + 0.1 * grad[name])
+            value = value - float(schedule(step)) * (direction + weight_decay * value)
+            momentum = 0.99 * momentum + 0.01 * grad[name]
+        np.testing.assert_allclose(result[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("b2", [0.999, 0.3])
+def test_adafactor_is_that_of_scaling_vit(b2):
+    rng = np.random.default_rng(0)
+    shapes = {"large": (3, 40, 33), "small": (31, 40), "bias": (50,)}
+    params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    grads = [{name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(4)]
+    schedule = make_schedule()
+    options = {**OPTIONS, "name": "adafactor", "b2": b2}
+    result = run(create_optimizer(schedule=schedule, **options), params, grads)
+    for name in shapes:
+        value, momentum, rows, columns, second = np.asarray(params[name], np.float64), 0.0, 0.0, 0.0, 0.0
+        for step, grad in enumerate(grads):
+            grad = grad[name]
+            rate = min(b2, 1 - (step + 1) ** -0.8)
+            if name == "large":  # over its two longest axes
+                rows = rate * rows + (1 - rate) * (grad**2).mean(2, keepdims=True)
+                columns = rate * columns + (1 - rate) * (grad**2).mean(1, keepdims=True)
+                second = rows * columns / rows.mean(1, keepdims=True)
+            else:
+                second = rate * second + (1 - rate) * grad**2
+            momentum = 0.9 * momentum + 0.1 * grad / np.sqrt(second)
+            decay = 0.0 if name == "bias" else 0.1
+            value = value - float(schedule(step)) * (momentum + decay * value)
+        np.testing.assert_allclose(result[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    state = create_optimizer(schedule=schedule, **options).init(params)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(state))
+    momenta = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert kept - momenta == 3 * (40 + 33) + 31 * 40 + 50 + 5 + 3  # and placeholders of one, counters
+
+
+def test_independent_weight_decay_is_big_visions():
+    params, grads = problem()
+    schedule = make_schedule()
+    options = {**OPTIONS, "learning_rate_multipliers": (("kernel", 0.5),)}
+    result = run(create_optimizer(schedule=schedule, peak_learning_rate=1e-3, **options), params, grads)
+    for name, weight_decay, multiplier in (("kernel", 0.1, 0.5), ("bias", 0.0, 1.0)):
+        value, first, second = np.asarray(params[name], np.float64), 0.0, 0.0
+        for step, grad in enumerate(grads):
+            first = 0.9 * first + 0.1 * grad[name]
+            second = 0.99 * second + 0.01 * grad[name] ** 2
+            adam = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(second / (1 - 0.99 ** (step + 1))) + 1e-8)
+            value = value - float(schedule(step)) / 1e-3 * (1e-3 * multiplier * adam + weight_decay * value)
+        np.testing.assert_allclose(result[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_first_moments_may_be_bfloat16(name):
+    params, grads = problem()
+    create = partial(create_optimizer, schedule=make_schedule())
+    state = create(**{**OPTIONS, "name": name, "momentum_dtype": "bfloat16"}).init(params)
+    plain = create(**{**OPTIONS, "name": name}).init(params)
+    changed = [
+        (old.shape, str(new.dtype))
+        for old, new in zip(jax.tree.leaves(plain), jax.tree.leaves(state), strict=True)
+        if old.dtype != new.dtype
+    ]
+    assert sorted(changed) == [((3, 4), "bfloat16"), ((4,), "bfloat16")]
+    result = run(create(**{**OPTIONS, "name": name, "momentum_dtype": "bfloat16"}), params, grads)
+    reference = run(create(**{**OPTIONS, "name": name}), params, grads)
+    moved = np.abs(reference["kernel"] - params["kernel"]).max()
+    assert np.abs(result["kernel"] - reference["kernel"]).max() < 0.02 * moved
+
+
+def grouped_problem():
+    rng = np.random.default_rng(1)
+    shapes = {
+        "patch_embed": {"kernel": (4, 3)},
+        "blocks": {"0": {"kernel": (3, 3), "bias": (3,)}},
+        "head": {"kernel": (3, 2), "bias": (2,)},
+    }
+
+    def draw(scale=1.0):
+        return jax.tree.map(lambda shape: jnp.asarray(scale * rng.normal(size=shape)), shapes, is_leaf=is_shape)
+
+    return draw(), [draw(2.0) for _ in range(4)]
+
+
+def is_shape(value):
+    return isinstance(value, tuple)
+
+
+def test_multipliers_are_an_optimizer_for_each_group():
+    params, grads = grouped_problem()
+    schedule = make_schedule()
+    optimizer = create_optimizer(
+        schedule=schedule,
+        learning_rate_multipliers=((r"^head\.kernel", 10.0), (r"^head\.", 3.0)),
+        weight_decay_multipliers=((r"^blocks\..*bias$", 0.7), ("head", 0.0)),
+        **OPTIONS,
+    )
+    result = run(optimizer, params, grads)
+    expected = {  # multiplier of the learning rate, weight decay
+        ("patch_embed", "kernel"): (1.0, 0.1),
+        ("blocks", "0", "kernel"): (1.0, 0.1),
+        ("blocks", "0", "bias"): (1.0, 0.07),
+        ("head", "kernel"): (10.0, 0.0),
+        ("head", "bias"): (3.0, 0.0),
+    }
+    for path, (multiplier, weight_decay) in expected.items():
+        pick = partial(reduce, lambda tree, key: tree[key], path)
+        reference = optax.adamw(
+            lambda step, multiplier=multiplier: multiplier * schedule(step), 0.9, 0.99, 1e-8, weight_decay=weight_decay
+        )
+        alone = run(reference, pick(params), [pick(grad) for grad in grads])
+        np.testing.assert_allclose(pick(result), alone, rtol=1e-5, atol=1e-7, err_msg=str(path))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("peak", [None, 1e-3])
+def test_frozen_parameters_stay_and_cost_nothing(name, peak):
+    params, grads = grouped_problem()
+    create = partial(create_optimizer, schedule=make_schedule(), peak_learning_rate=peak)
+    options = {**OPTIONS, "name": name, "grad_clip_norm": 1.0}
+    optimizer = create(**options, learning_rate_multipliers=(("patch_embed|blocks", 0.0),))
+    result = run(optimizer, params, grads)
+    for key in ("patch_embed", "blocks"):
+        jax.tree.map(np.testing.assert_array_equal, result[key], params[key])
+    head, head_grads = {"head": params["head"]}, [{"head": grad["head"]} for grad in grads]
+    alone = run(create(**options), head, head_grads)  # so the others count nothing in the norm that clips
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), result["head"], alone["head"])
+    assert np.abs(result["head"]["kernel"] - params["head"]["kernel"]).max() > 1e-6
+    sizes = [
+        sum(leaf.size for leaf in jax.tree.leaves(state))
+        for state in (optimizer.init(params), create(**options).init(head))
+    ]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "adam"}, "did you mean 'adamw'"),
+        ({"name": "shampoo"}, "known: adamw, sgd, lamb, lion, adafactor, muon"),
+        ({"momentum_dtype": "float8"}, "momentum_dtype='float8'"),
+        ({"peak_learning_rate": 0.0}, "learning rate of 0"),
+    ],
+)
+def test_optimizers_that_do_not_fit(changes, message):
+    with pytest.raises(UserError, match=message):
+        create_optimizer(schedule=make_schedule(), **{**OPTIONS, **changes})

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,46 @@ def test_step_donates_updates_and_averages(setup):
     np.testing.assert_array_equal(after.model_state["scale"], old[2]["scale"])
 
 
+def test_the_average_is_the_sum_written_out(setup):
+    state = setup.init()
+    expected = jax.tree.map(lambda leaf: 0.9**4 * np.asarray(leaf, np.float64), jax.device_get(state.params))
+    for number in range(4):
+        state, _ = setup.train_step(state, setup.batch(number), 0)
+        share = 0.1 * 0.9 ** (3 - number)
+        expected = jax.tree.map(lambda sum_, leaf: sum_ + share * leaf, expected, jax.device_get(state.params))  # noqa: B023
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), jax.device_get(state.ema_params), expected
+    )
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_frozen_parameters_stay_bit_for_bit(accumulation_steps):
+    optimizer = {"learning_rate_multipliers": ((r"^blocks\.0", 0.0),), "weight_decay": 10.0}
+    frozen = Setup(2, ema_decay=0.9, accumulation_steps=accumulation_steps, optimizer=optimizer)
+    state = frozen.init()
+    before = jax.device_get(state.params)
+    for number in range(3):
+        state, metrics = frozen.train_step(state, frozen.batch(number), 0)
+    after = jax.device_get(state)
+    for params in (after.params, after.ema_params):
+        np.testing.assert_array_equal(params["blocks"]["0"]["kernel"], before["blocks"]["0"]["kernel"])
+        assert np.abs(params["blocks"]["1"]["kernel"] - before["blocks"]["1"]["kernel"]).max() > 1e-4
+    names = [sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(after.opt_state)]
+    assert not [name for name in names if "blocks.0" in name]
+    assert [name for name in names if "blocks.1" in name]
+    assert 0 < float(metrics["grad_norm"]) < 100
+
+
+def test_the_gradient_of_frozen_parameters_is_not_computed():
+    def flops(pattern):
+        setup = Setup(optimizer={"learning_rate_multipliers": ((pattern, 0.0),)})
+        compiled = setup.train_step.lower(setup.target, setup.batch(), 0).compile()
+        return compiled.cost_analysis()["flops"]
+
+    matrix_products = 2 * 16 * 16 * 64  # examples, inputs, outputs of the first layer
+    assert flops(r"^(blocks\.1\.bias)$") - flops(r"^blocks\.0\.|^blocks\.1\.bias$") > matrix_products
+
+
 def test_randomness_is_a_function_of_seed_and_step():
     def draw(seed, step):
         rngs = step_rngs(seed, step)
@@ -117,5 +159,11 @@ def test_evaluation_uses_the_averaged_parameters(setup):
     state = setup.init()
     for number in range(3):
         state, _ = setup.train_step(state, setup.batch(number), 0)
-    assert state.eval_params is state.ema_params
-    assert sharding.batch_shards(setup.mesh) == 1
+
+    def figures(state):
+        batch = {name: np.asarray(array) for name, array in setup.batch(5).items()}
+        return evaluate(setup.eval_step, setup.task, [{**batch, "valid": np.ones(16, bool)}], state, setup.mesh)
+
+    of_average = figures(state)
+    assert of_average == figures(dataclasses.replace(state, params=state.ema_params, ema_params=None))
+    assert of_average["loss"] != pytest.approx(figures(dataclasses.replace(state, ema_params=None))["loss"], rel=1e-4)
