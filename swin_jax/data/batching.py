@@ -12,11 +12,46 @@ from swin_jax.errors import UserError
 Batch = dict[str, np.ndarray]
 
 
-def shuffled_indices(num_examples: int, *, seed: int, num_epochs: int | None = None) -> grain.MapDataset:
-    """Return the stream of positions 0 to `num_examples - 1`, every epoch in a new order that the seed decides."""
+def shuffled_indices(
+    num_examples: int, *, seed: int, num_epochs: int | None = None, repeats: int = 1
+) -> grain.MapDataset:
+    """Return the stream of positions 0 to `num_examples - 1`, every epoch in a new order that the seed decides.
+
+    With `repeats` each comes so often in a row; see `RepeatEach`.
+    """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} must be from 0 to 2**32 - 1")
-    return grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat(num_epochs)
+    order = grain.MapDataset.range(num_examples).seed(seed).shuffle()
+    return (order if repeats == 1 else RepeatEach(order, repeats)).repeat(num_epochs)
+
+
+class RepeatEach(grain.MapDataset):
+    """Repeated augmentation (Hoffer et al. 2019, https://arxiv.org/abs/1901.09335): each example `repeats` times in a
+    row.
+
+    An epoch stays as long as it was, so it has the first part of its order only, and each epoch another, as DeiT's
+    RASampler. The random transforms come after, so each copy has its own. Where DeiT deals the copies out to different
+    devices, here they are neighbours in the global batch; mixing pairs an example with its mirror in the batch, and so
+    with a copy of itself only at the batch's middle.
+    """
+
+    def __init__(self, parent: grain.MapDataset, repeats: int):
+        super().__init__(parent)
+        if repeats < 1:
+            raise UserError(f"repeats={repeats} must be at least 1")
+        self._repeats = repeats
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __str__(self) -> str:
+        return f"RepeatEach({self._repeats})"
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, position = divmod(index, len(self))
+        return self._parent[epoch * len(self) + position // self._repeats]
 
 
 def process_share(

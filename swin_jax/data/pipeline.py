@@ -123,6 +123,10 @@ def train_iterator(
     seed: int,
     crop: Crop = "resize",
     flip: bool = False,
+    policy: str = "",
+    policy_fill: tuple[int, ...] = (),
+    color_jitter: float = 0.0,
+    repeats: int = 1,
     interpolation: str = "bicubic",
     crop_scale: tuple[float, float] = (0.08, 1.0),
     crop_fraction: float = 1.0,
@@ -144,9 +148,11 @@ def train_iterator(
     Args:
       source: where the examples come from.
       batch_size: examples a step on this process.
-      image_size, channels, crop, interpolation, crop_scale, crop_fraction, flip, decoder: see `ImageTransform`.
+      image_size, channels, crop, interpolation, crop_scale, crop_fraction, flip, decoder, policy, policy_fill,
+        color_jitter: see `ImageTransform`.
       on_corrupt: `stop` at a record that cannot be read, with a UserError that names it, from `next()`; or `skip` it,
         tell its name, and take the next one of the source instead: batches then have `"skipped"`, bool `[B]`.
+      repeats: how often an example comes in a row; see `batching.RepeatEach`.
       num_classes: the classes the model knows; a label outside is a UserError.
       num_threads: threads that load ahead, a batch each, within `MAX_PREFETCHED_BYTES`.
       worker_count: processes that load instead; a saved state then fits the same worker count only.
@@ -162,6 +168,9 @@ def train_iterator(
         crop_scale=crop_scale,
         flip=flip,
         decoder=decoder,
+        policy=policy,
+        policy_fill=policy_fill,
+        color_jitter=color_jitter,
     )
     check_choice(on_corrupt)
     if source.multi_label:
@@ -169,7 +178,7 @@ def train_iterator(
     load = LoadImage(source=source, transform=transform, num_classes=num_classes)
     tolerant = ReplaceUnreadable(load=load, num_examples=len(source)) if on_corrupt == "skip" else None
     loader = Loader(load=load, batch_size=batch_size, num_threads=num_threads, tolerant=tolerant)
-    indices = shuffled_indices(len(source), seed=seed, num_epochs=num_epochs)
+    indices = shuffled_indices(len(source), seed=seed, num_epochs=num_epochs, repeats=repeats)
     # Random transforms are keyed by the position in this stream, so the stream is cut among processes after them.
     share = process_share(
         loader.batches(indices, drop_remainder=True),

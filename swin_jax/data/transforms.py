@@ -1,4 +1,4 @@
-"""Host-side image transforms on Pillow images: decode, antialiased resize, random resized crop, centre crop, flip.
+"""Host-side image transforms on Pillow images: decode, antialiased resize, crops, flip, and where wanted a policy.
 
 Sizes are `(height, width)` throughout; an int means a square.
 """
@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from swin_jax.data import turbo
+from swin_jax.data import host_augment, turbo
+from swin_jax.data.policies import INTERPOLATIONS, parse_policy
 from swin_jax.errors import UserError, did_you_mean
 
 Size = int | tuple[int, int]
@@ -188,6 +189,10 @@ class ImageTransform:
 
     The decoder `turbo` makes random resized crops of encoded files faster and nearly the same (see `turbo.py`); of
     everything else, evaluation above all, it changes nothing.
+
+    `policy` (see `policies.parse_policy`) and `color_jitter` are those of `augment.augment`, done here on the host; the
+    policy's affine operations bring in `policy_fill`, one value a channel, and sample by `interpolation` like the crop,
+    or bicubically where Pillow's transform does not know it.
     """
 
     image_size: Size
@@ -198,6 +203,9 @@ class ImageTransform:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: bool = False
     decoder: str = "pillow"
+    policy: str = ""
+    policy_fill: tuple[int, ...] = ()
+    color_jitter: float = 0.0
 
     def __post_init__(self):
         height_width(self.image_size)
@@ -219,16 +227,20 @@ class ImageTransform:
             turbo.libraries()
             if self.interpolation not in turbo.KERNELS:
                 raise UserError(f"interpolation={self.interpolation!r} is none of decoder='turbo'; use 'pillow'")
+        if self.policy:
+            parse_policy(self.policy)
+        if not self.color_jitter >= 0:
+            raise UserError(f"color_jitter={self.color_jitter} must be at least 0")
 
     @property
     def is_random(self) -> bool:
         """Whether the result depends on the generator given to the call."""
-        return self.flip or self.crop == "random_resized"
+        return bool(self.flip or self.crop == "random_resized" or self.policy or self.color_jitter)
 
     @property
     def only_crops(self) -> bool:
         """Whether nothing follows the crop, so that it need not become a Pillow image."""
-        return not self.flip
+        return not (self.flip or self.policy or self.color_jitter)
 
     def __call__(self, image: bytes | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Return the transformed pixels; `rng` is needed where `is_random`."""
@@ -253,4 +265,11 @@ class ImageTransform:
             )
         if self.flip and rng.random() < 0.5:
             pil = pil.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        policy = parse_policy(self.policy) if self.policy else None
+        if policy:
+            fill = self.policy_fill or (128,) * self.channels
+            interpolation = self.interpolation if self.interpolation in INTERPOLATIONS else "bicubic"
+            pil = host_augment.apply_policy(pil, policy, rng, fill=fill, interpolation=interpolation)
+        if self.color_jitter and (not policy or policy.keeps_color_jitter):
+            pil = host_augment.jitter_colors(pil, rng, strength=self.color_jitter)
         return to_array(pil)

@@ -57,6 +57,15 @@ class Classification:
                 f"{label_smoothing / num_classes:.2g}"
             )
         self.loss_name, self.target_threshold = loss, target_threshold
+        if not (mixup_alpha >= 0 and cutmix_alpha >= 0):
+            raise UserError(f"mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha} must be at least 0")
+        augment = dict(augment or {})
+        checked = ("policy", "interpolation", "color_jitter", "erasing")
+        augmentation.check_options(
+            mix_prob=mix_prob,
+            mix_switch_prob=mix_switch_prob,
+            **{name: augment[name] for name in checked if name in augment},
+        )
         self.num_classes = num_classes
         self.mean, self.std = mean, std
         self.label_smoothing = label_smoothing
@@ -67,20 +76,25 @@ class Classification:
             "switch_prob": mix_switch_prob,
         }
         black = tuple(-channel_mean / channel_std for channel_mean, channel_std in zip(mean, std, strict=True))
-        self.augment = {"fill": black, **(augment or {})}
+        self.augment = {"fill": black, **augment}
 
     def loss(
         self, model: nnx.Module, batch: Mapping[str, jax.Array], rngs: nnx.Rngs
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the mean cross-entropy with the mixed and smoothed labels, and the accuracy on the likeliest."""
-        images = augmentation.augment(rngs.augment(), self._normalize(batch["image"]), **self.augment)
-        targets = jax.nn.one_hot(batch["label"], self.num_classes)
-        images, targets = augmentation.mix(rngs.augment(), images, targets, **self.mix)
+        images, targets = self.augmented(batch, rngs)
         accuracy_target = jnp.argmax(targets, -1)
         targets = optax.smooth_labels(targets, self.label_smoothing)
         logits = model(images, rngs=rngs)
         loss = self.per_example_loss(logits, targets).mean()
         return loss, {"accuracy": (jnp.argmax(logits, -1) == accuracy_target).mean()}
+
+    def augmented(self, batch: Mapping[str, jax.Array], rngs: nnx.Rngs) -> tuple[jax.Array, jax.Array]:
+        """Return what the model trains on: float32 images and mixed, not yet smoothed targets `[B, num_classes]`."""
+        self._check_channels(batch["image"])
+        images = augmentation.augment(rngs.augment(), batch["image"], mean=self.mean, std=self.std, **self.augment)
+        targets = jax.nn.one_hot(batch["label"], self.num_classes)
+        return augmentation.mix(rngs.augment(), images, targets, **self.mix)
 
     def per_example_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Return the training loss `[B]` of logits and soft targets `[B, num_classes]`; for subclasses to replace."""
@@ -110,6 +124,9 @@ class Classification:
         return {name: sums[name] / count for name in ("accuracy", "top5", "loss")} | {"count": int(count)}
 
     def _normalize(self, images_u8: jax.Array) -> jax.Array:
-        if len(self.mean) not in (1, images_u8.shape[-1]):
-            raise UserError(f"mean={self.mean} has {len(self.mean)} values, the images {images_u8.shape[-1]} channels")
+        self._check_channels(images_u8)
         return augmentation.normalize(images_u8, mean=self.mean, std=self.std)
+
+    def _check_channels(self, images: jax.Array) -> None:
+        if len(self.mean) not in (1, images.shape[-1]):
+            raise UserError(f"mean={self.mean} has {len(self.mean)} values, the images {images.shape[-1]} channels")

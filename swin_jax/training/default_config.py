@@ -45,6 +45,9 @@ def default_config() -> ConfigDict:
     config.data.crop_fraction = 0.875
     config.data.crop_scale = (0.08, 1.0)
     config.data.flip = False
+    config.data.policy = ""  # as task.augment's, but on the host, for an accelerator that is the bottleneck
+    config.data.color_jitter = 0.0
+    config.data.repeats = 1  # repeated augmentation (DeiT: 3): an image comes so often in a row, an epoch stays as long
     config.data.interpolation = "bicubic"
     config.data.decoder = "pillow"  # turbo: random resized crops of files faster and nearly the same; see docs/data.md
     config.data.on_corrupt = "stop"  # stop at a record that cannot be read, or skip it and count it
@@ -75,6 +78,9 @@ def default_config() -> ConfigDict:
     config.task.objective = "next"  # next, masked, prefix; of language_modeling
     config.task.mask_rate = 0.15  # of the objective masked
     config.task.augment = ConfigDict()  # on the device; the arguments of data.augment.augment
+    config.task.augment.policy = ""  # rand-m9-mstd0.5-inc1, randaug(2,10), original, v0, 3a; see data.policies
+    config.task.augment.interpolation = "bicubic"  # of the policy: nearest, bilinear, bicubic, random (of the last two)
+    config.task.augment.color_jitter = 0.0  # without effect beside a policy other than 3a, as in timm
     config.task.augment.crop_padding = 0
     config.task.augment.flip = False
     config.task.augment.degrees = 0.0
@@ -134,6 +140,7 @@ def check_config(config: ConfigDict) -> None:
         ("data.num_threads", 0, None),
         ("data.preflight", 0, None),
         ("data.worker_count", 0, None),
+        ("data.repeats", 1, None),
         ("text.vocab_size", 0, None),
         ("text.sequence_length", 1, None),
         ("text.source_length", 0, None),
@@ -163,3 +170,6 @@ def check_config(config: ConfigDict) -> None:
         value = functools.reduce(getattr, key.split("."), config)
         if not (value >= low and (high is None or value < high)):
             raise UserError(f"{key}={value} must be at least {low}" + (f" and less than {high}" if high else ""))
+    host_policy, device_policy = config.data.policy, config.task.augment.policy
+    if host_policy and device_policy:
+        raise UserError(f"data.policy={host_policy} (host) and task.augment.policy={device_policy} would both act")

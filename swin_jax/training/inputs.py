@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from swin_jax.data.pipeline import EvalBatches, eval_batches, train_iterator
+from swin_jax.data.policies import mean_color
 from swin_jax.data.sources import ImageSource, make_source
 from swin_jax.errors import UserError, did_you_mean
 
@@ -82,6 +83,10 @@ class ImageInputs:
             crop_scale=data.crop_scale,
             flip=data.flip,
             decoder=data.decoder,
+            policy=data.policy,
+            policy_fill=mean_color(self._config.task.get("mean", 0.5), data.channels),
+            color_jitter=data.color_jitter,
+            repeats=data.repeats,
             seed=self._config.seed,
             worker_count=data.worker_count,
             **self._common_options(batch_size),

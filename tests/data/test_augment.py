@@ -1,15 +1,21 @@
 """Augmentations against scipy, against formulas worked by hand, and in their distributions."""
 
+import functools
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 from jax import random
 
 from swin_jax.data import augment
+from swin_jax.errors import UserError
 
 KEY = random.key(0)
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def noise(batch, height, width, channels=3, seed=0):
@@ -133,6 +139,24 @@ def test_erasing_overwrites_boxes_of_the_published_size():
     assert abs(values.std() - 1) < 0.02
 
 
+@pytest.mark.parametrize("max_count", [1, 3])
+def test_erasing_has_timms_distribution(max_count):
+    """Area of all boxes together, and of one its sides and place, against 3,000 draws of timm's RandomErasing."""
+    with np.load(GOLDEN / "timm_augment.npz") as archive:
+        timm_areas, timm_boxes = archive[f"erased_area/{max_count}"], archive["erased_boxes"]
+    images = jnp.zeros((3000, 64, 48, 1))
+    erase = functools.partial(augment.random_erasing, probability=1.0, max_count=max_count)
+    erased = np.asarray(jax.jit(erase)(KEY, images))[..., 0] != 0
+    assert scipy.stats.ks_2samp(erased.sum((1, 2)), timm_areas).pvalue > 1e-3
+    if max_count == 1:
+        rows, columns = erased.any(2), erased.any(1)
+        boxes = np.stack([rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)], 1)
+        for ours, theirs in zip(boxes.T, timm_boxes.T, strict=True):
+            assert scipy.stats.ks_2samp(ours, theirs).pvalue > 1e-3
+    with pytest.raises(UserError, match="min_count=2 must be at least 1 and at most max_count=1"):
+        augment.random_erasing(KEY, images, probability=1.0, min_count=2)
+
+
 def mixed_share(onehot, mixed):
     """The one share that explains all targets: mixed = share * onehot + (1 - share) * reversed onehot."""
     differs = np.any(onehot != onehot[::-1], axis=1)
@@ -210,6 +234,18 @@ def test_switching_between_mixup_cutmix_and_nothing(batch):
     assert abs(counts["mixup"] - 0.375) < 0.09
 
 
+def test_mixing_conserves_the_mass_of_each_class_and_of_each_example():
+    """Whatever is drawn. Of seven examples the middle one is mixed with itself."""
+    targets = np.random.default_rng(0).dirichlet(np.ones(5), 7).astype(np.float32)
+    mix = jax.jit(lambda key: augment.mix(key, noise(7, 6, 6), targets, mixup_alpha=0.8, cutmix_alpha=1.0)[1])
+    for key in random.split(KEY, 50):
+        mixed = np.asarray(mix(key))
+        np.testing.assert_allclose(mixed.sum(1), 1, atol=1e-6)
+        np.testing.assert_allclose(mixed.sum(0), targets.sum(0), atol=1e-5)
+        np.testing.assert_allclose(mixed[3], targets[3], atol=1e-6)
+        assert mixed.min() >= 0
+
+
 def test_mix_without_alphas_changes_nothing(batch):
     images, onehot = batch
     out = augment.mix(KEY, images, onehot)
@@ -252,3 +288,30 @@ def test_fill_is_what_comes_in_from_outside(name):
     for fill in (0.5, (0.5, 0.5)):
         np.testing.assert_allclose(run_augment(KEY, images, **{name: OPTIONS[name]}, fill=fill), images, atol=1e-6)
     assert np.min(run_augment(KEY, images, **{name: OPTIONS[name]}, fill=-2.0)) < -0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"erasing": 1.5}, "erasing=1.5 must be a probability"),
+        ({"color_jitter": -0.4}, "color_jitter=-0.4"),
+        ({"interpolation": "bicubik"}, "unknown interpolation 'bicubik'.*did you mean 'bicubic'"),
+        ({"policy": "rand-m12"}, "m=12 is above mmax=10"),
+    ],
+)
+def test_options_that_no_augmentation_has(options, message):
+    with pytest.raises(UserError, match=message):
+        augment.augment(KEY, jnp.zeros((2, 4, 4, 3), jnp.uint8), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prob": 1.1}, "prob=1.1 must be a probability"),
+        ({"switch_prob": -0.1}, "switch_prob=-0.1"),
+        ({"mixup_alpha": -1.0}, "mixup_alpha=-1.0"),
+    ],
+)
+def test_options_that_no_mixing_has(batch, options, message):
+    with pytest.raises(UserError, match=message):
+        augment.mix(KEY, *batch, **options)

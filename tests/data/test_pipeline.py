@@ -176,6 +176,30 @@ def test_random_crops_do_not_depend_on_the_number_of_processes(folder):
     assert_same(joined, whole)
 
 
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_repeated_augmentation_has_each_example_so_often_in_a_row_and_as_long_epochs(process_count):
+    """As DeiT's RASampler: 30 examples three times are 90, of which an epoch takes the first 30."""
+    source = array_source(30)
+    parts = [
+        take(train(source, repeats=3, batch_size=6 // process_count, process_index=i, process_count=process_count), 10)
+        for i in range(process_count)
+    ]
+    stream = np.concatenate([example_ids(part) for step in zip(*parts, strict=True) for part in step])
+    once = np.concatenate([example_ids(batch) for batch in take(train(source, batch_size=6), 10)])
+    for start in (0, 30):  # each epoch has the beginning of the order that it has without repeats
+        np.testing.assert_array_equal(stream[start : start + 30], np.repeat(once[start : start + 10], 3))
+
+
+def test_repeats_are_cropped_anew_and_resumed_exactly(folder):
+    source, options = make_source(f"folder:{folder}", "train"), RANDOM | {"repeats": 3, "policy": "rand-m9-mstd0.5"}
+    expected = take(train(source, **options), 6)
+    for batch in expected[::3]:  # 4 of a batch: three copies of one example and one of the next
+        assert len({image.tobytes() for image in batch["image"]}) == 4
+    resumed = train(source, **options)
+    resumed.set_state({"next_index": 2})
+    assert_same(take(resumed, 4), expected[2:])
+
+
 @given(st.integers(0, 30), st.integers(1, 20), st.sampled_from([1, 3]))
 @settings(max_examples=10, deadline=None)
 def test_resume_goes_on_exactly(taken, further, threads):
@@ -294,6 +318,8 @@ def test_labels_found_only_when_read_are_named():
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"seed": -1}, "seed=-1"),
+        ({"repeats": 0}, "repeats=0 must be at least 1"),
+        ({"policy": "orginal"}, "did you mean 'original'"),
         ({"batch_size": 20, "num_epochs": 1}, "too few for a batch of 20"),
         ({"image_size": (5, 5)}, r"image 0 of test: the image is 4x5"),
         ({"crop": "middle"}, "unknown crop"),

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from swin_jax.data import transforms
+from swin_jax.data import host_augment, transforms
+from swin_jax.data.policies import parse_policy
 from swin_jax.errors import UserError
 
 
@@ -175,6 +176,31 @@ def test_flip_mirrors_half_of_the_images():
     assert 70 < sum(is_mirrored) < 130
 
 
+def test_a_policy_on_the_host_comes_after_crop_and_flip():
+    image, options = noise(20, 24), {"image_size": (16, 12), "channels": 3, "crop": "random_resized", "flip": True}
+    fill, drew = (9, 8, 7), 0
+    for text in ("rand-m9-mstd0.5-inc1", "randaug(2,10)", "3a"):
+        transform = transforms.ImageTransform(**options, policy=text, policy_fill=fill, color_jitter=0.3)
+        for seed in range(8):
+            rng = np.random.default_rng(seed)
+            plain = transforms.ImageTransform(**options)(image, rng)
+            pil = host_augment.apply_policy(Image.fromarray(plain), parse_policy(text), rng, fill=fill)
+            if text == "3a":  # the others leave no jitter, as in timm
+                pil = host_augment.jitter_colors(pil, rng, strength=0.3)
+            np.testing.assert_array_equal(transform(image, np.random.default_rng(seed)), np.asarray(pil))
+            drew += np.any(np.asarray(pil) != plain)
+    assert drew > 15
+
+
+def test_color_jitter_on_the_host_alone_and_on_greyscale():
+    transform = transforms.ImageTransform(image_size=6, channels=1, crop="none", color_jitter=0.4)
+    assert transform.is_random
+    image = noise(6, 6)[..., :1] // 2
+    outs = [transform(image, np.random.default_rng(seed)) for seed in range(5)]
+    assert {out.shape for out in outs} == {(6, 6, 1)}
+    assert len({out.tobytes() for out in outs}) == 5
+
+
 def test_crop_none_wants_the_exact_size():
     transform = transforms.ImageTransform(image_size=8, channels=3, crop="none")
     np.testing.assert_array_equal(transform(noise(8, 8)), noise(8, 8))
@@ -188,6 +214,8 @@ def test_crop_none_wants_the_exact_size():
         ({"crop": "centre"}, "unknown crop 'centre'.*did you mean 'center'"),
         ({"interpolation": "bicubik"}, "did you mean 'bicubic'"),
         ({"channels": 4}, "channels=4"),
+        ({"policy": "rand-m9-mtsd0.5"}, "unknown section 'mtsd0.5'.*did you mean 'mstd'"),
+        ({"color_jitter": -1.0}, "color_jitter=-1.0"),
         ({"crop_fraction": 1.5}, "crop_fraction=1.5"),
         ({"crop_scale": (0.5, 0.1)}, "crop_scale"),
         ({"image_size": (1, 2, 3)}, "image_size"),

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from tests.golden import reference  # noqa: E402
 
 reference.import_timm()
-from tests.golden import swin_goldens, text_goldens, training_goldens, vit_goldens  # noqa: E402
+from tests.golden import augment_goldens, swin_goldens, text_goldens, training_goldens, vit_goldens  # noqa: E402
 
 GOLDENS = (
     swin_goldens.timm_swin,
@@ -50,6 +50,7 @@ GOLDENS = (
     training_goldens.trajectory_swin,
     training_goldens.trajectory_vit,
     training_goldens.learning_rate_curves,
+    augment_goldens.timm_augment,
     training_goldens.layer_decay_scales,
 )
 

@@ -134,6 +134,22 @@ def test_options_that_do_not_fit(options):
         make_task(**options).loss(Recorder(LOGITS), make_batch([0, 1, 2, 3]), rngs())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mix_prob": 1.5}, "mix_prob=1.5 must be a probability"),
+        ({"mix_switch_prob": -0.5}, "mix_switch_prob=-0.5"),
+        ({"mixup_alpha": -0.8}, "mixup_alpha=-0.8"),
+        ({"augment": {"erasing": 2.0}}, "erasing=2.0"),
+        ({"augment": {"policy": "rand-m99"}}, "m=99 is above mmax=10"),
+        ({"augment": {"policy": "autoaugment"}}, "unknown policy 'autoaugment'"),
+    ],
+)
+def test_augmentation_that_cannot_be_is_told_when_built(options, message):
+    with pytest.raises(UserError, match=message):
+        make_task(**options)
+
+
 def test_unknown_loss_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'sigmoid'"):
         make_task(loss="sigmod")
