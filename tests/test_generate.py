@@ -1,6 +1,7 @@
 """The command that generates: against the whole model run again for every token, and what it refuses."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from tokenizers import pre_tokenizers
 
 import train
 from swin_jax import generate, models
+from swin_jax.data.text.tokenizer import train_tokenizer
 from swin_jax.runs import open_run
 from swin_jax.training.default_config import default_config
 from swin_jax.training.workdir import config_to_dict
@@ -183,6 +185,12 @@ def test_a_file_of_prompts_that_is_not_utf8(running, tmp_path):
     (tmp_path / "prompts.txt").write_bytes(b"the \xff\n")
     told = mistake(generate, f"--workdir={running}", f"--prompts_file={tmp_path / 'prompts.txt'}")
     assert "is not UTF-8: invalid start byte at byte 4" in told
+
+
+def test_a_workdir_whose_tokenizer_is_not_its_own(running, tmp_path):
+    shutil.copytree(running, tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").write_text(train_tokenizer("byte", ["a"]).to_json())
+    assert "no usable checkpoint" in mistake(generate, f"--workdir={tmp_path / 'run'}", "--prompt=a")
 
 
 @pytest.fixture
