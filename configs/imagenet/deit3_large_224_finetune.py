@@ -3,8 +3,10 @@
 Target: 84.9 top-1 (timm's evaluation of the same weights: 84.772), within 0.3 points, deit3_large.py included.
 Not measured here.
 Cost: 61.6 G multiply-adds an image, 25.6 M images: 9.5e18 FLOP (6 for each multiply-add).
+
 python -m swin_jax.export --workdir=workdirs/imagenet_deit3_large --out=deit3_large.safetensors
-python train.py --config=configs/imagenet/deit3_large_224_finetune.py --workdir=workdirs/imagenet_deit3_large_224_finetune
+python train.py --config=configs/imagenet/deit3_large_224_finetune.py \
+    --workdir=workdirs/imagenet_deit3_large_224_finetune
 """
 
 from configs.imagenet import recipes

@@ -5,6 +5,7 @@ Not measured here.
 The authors published the weights of this size but neither a command nor a setting. Ours: the common recipe at 224, the
 rate 3e-3 of all sizes but S, and a drop path of 0.1, between the 0.05 of S and the 0.2 of B.
 Cost: 7.99 G multiply-adds an image, 1024.0 M images: 4.9e19 FLOP (6 for each multiply-add).
+
 python train.py --config=configs/imagenet/deit3_medium.py --workdir=workdirs/imagenet_deit3_medium
 """
 

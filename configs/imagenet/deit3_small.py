@@ -3,6 +3,7 @@
 Target: 81.4 top-1 (timm's evaluation of the same weights: 81.382), within 0.3 points.
 Not measured here.
 Cost: 4.60 G multiply-adds an image, 1024.0 M images: 2.8e19 FLOP (6 for each multiply-add).
+
 python train.py --config=configs/imagenet/deit3_small.py --workdir=workdirs/imagenet_deit3_small
 """
 

@@ -6,6 +6,7 @@ What is evaluated here is the moving average; DeiT keeps one but scores the weig
 paper (section 5.4): `--config.ema_decay=0` for those.
 Cost: 17.6 G multiply-adds an image, 384.3 M images: 4.0e19 FLOP (6 for each multiply-add); 53 hours on 8 GPUs, 37 on 16
 (section 5.6).
+
 python train.py --config=configs/imagenet/deit_base.py --workdir=workdirs/imagenet_deit_base
 """
 

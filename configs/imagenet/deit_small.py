@@ -6,6 +6,7 @@ What is evaluated here is the moving average; DeiT keeps one but scores the weig
 paper (section 5.4): `--config.ema_decay=0` for those.
 Cost: 4.60 G multiply-adds an image, 384.3 M images: 1.1e19 FLOP (6 for each multiply-add); less than 3 days on 4 GPUs
 (section 5.6).
+
 python train.py --config=configs/imagenet/deit_small.py --workdir=workdirs/imagenet_deit_small
 """
 

@@ -6,6 +6,7 @@ What is evaluated here is the moving average; DeiT keeps one but scores the weig
 paper (section 5.4): `--config.ema_decay=0` for those.
 Cost: 1.25 G multiply-adds an image, 384.3 M images: 2.9e18 FLOP (6 for each multiply-add); less than 3 days on 4 GPUs
 (section 5.6).
+
 python train.py --config=configs/imagenet/deit_tiny.py --workdir=workdirs/imagenet_deit_tiny
 """
 

@@ -5,6 +5,7 @@ Not measured here.
 ImageNet is not redistributable: prepare it once with `tfds build imagenet2012 --file_format=array_record`, or point
 `--config.data.source=folder:PATH` at train/ and val/ folders of JPEGs.
 Cost: 15.4 G multiply-adds an image, 384.3 M images: 3.6e19 FLOP (6 for each multiply-add).
+
 python train.py --config=configs/imagenet/swin_base.py --workdir=workdirs/imagenet_swin_base
 """
 

@@ -6,6 +6,7 @@ The weights are timm's copy of the official ones; a file will do as well: the of
 swin_jax.export` writes of a run of swin_base.py. The official file has a cosine from 4e-5 (as scaled), the paper a
 constant 1e-5.
 Cost: 47.1 G multiply-adds an image, 38.4 M images: 1.1e19 FLOP (6 for each multiply-add).
+
 python train.py --config=configs/imagenet/swin_base_384_finetune.py --workdir=workdirs/imagenet_swin_base_384_finetune
 """
 

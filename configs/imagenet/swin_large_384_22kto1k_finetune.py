@@ -6,8 +6,10 @@ The head's rows come by the official map from 22k classes to 1k. The official fi
 the paper a constant 1e-5. The weights are of window 12 already; those of swin_large_22k.py would have their bias tables
 resized.
 Cost: 103.9 G multiply-adds an image, 38.4 M images: 2.4e19 FLOP (6 for each multiply-add).
+
 curl -O https://raw.githubusercontent.com/microsoft/Swin-Transformer/main/data/map22kto1k.txt
-python train.py --config=configs/imagenet/swin_large_384_22kto1k_finetune.py --workdir=workdirs/imagenet_swin_large_384_22kto1k_finetune
+python train.py --config=configs/imagenet/swin_large_384_22kto1k_finetune.py \
+    --workdir=workdirs/imagenet_swin_large_384_22kto1k_finetune
 """
 
 from configs.imagenet import recipes

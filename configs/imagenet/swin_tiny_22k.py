@@ -5,6 +5,7 @@ Not measured here.
 The official file has a cosine and weight decay 0.05, the paper a linear decay and 0.01. Data: fall11_whole, 21,841
 class folders of 14,197,122 images (the official split of them into train and val is a download of its own).
 Cost: 4.51 G multiply-adds an image, 1277.7 M images: 3.5e19 FLOP (6 for each multiply-add).
+
 python train.py --config=configs/imagenet/swin_tiny_22k.py --workdir=workdirs/imagenet_swin_tiny_22k
 """
 

@@ -6,8 +6,10 @@ The head's rows come by the official map from 22k classes to 1k. The official fi
 the paper a constant 1e-5. For a run of swin_tiny_22k.py set init_from to what `python -m swin_jax.export` writes of it,
 and see docs/recipes.md for its class map.
 Cost: 4.49 G multiply-adds an image, 38.4 M images: 1.0e18 FLOP (6 for each multiply-add).
+
 curl -O https://raw.githubusercontent.com/microsoft/Swin-Transformer/main/data/map22kto1k.txt
-python train.py --config=configs/imagenet/swin_tiny_22kto1k_finetune.py --workdir=workdirs/imagenet_swin_tiny_22kto1k_finetune
+python train.py --config=configs/imagenet/swin_tiny_22kto1k_finetune.py \
+    --workdir=workdirs/imagenet_swin_tiny_22kto1k_finetune
 """
 
 from configs.imagenet import recipes

@@ -4,8 +4,10 @@ Target: 79.58 top-1 (google-research/vision_transformer), within 0.2 points.
 Not measured here.
 The rate is the one that the name of the published fine-tuned checkpoint tells.
 Cost: 3.44 G multiply-adds an image, 10.2 M images: 2.1e17 FLOP (6 for each multiply-add).
+
 curl -O https://storage.googleapis.com/vit_models/augreg/S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0.npz
-python train.py --config=configs/imagenet/vit_small32_384_augreg_finetune.py --workdir=workdirs/imagenet_vit_small32_384_augreg_finetune
+python train.py --config=configs/imagenet/vit_small32_384_augreg_finetune.py \
+    --workdir=workdirs/imagenet_vit_small32_384_augreg_finetune
 """
 
 from configs.imagenet import recipes

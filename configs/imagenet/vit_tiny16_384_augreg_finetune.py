@@ -4,8 +4,10 @@ Target: 78.22 top-1 (google-research/vision_transformer), within 0.2 points.
 Not measured here.
 The rate is the one that the name of the published fine-tuned checkpoint tells.
 Cost: 4.68 G multiply-adds an image, 10.2 M images: 2.9e17 FLOP (6 for each multiply-add).
+
 curl -O https://storage.googleapis.com/vit_models/augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0.npz
-python train.py --config=configs/imagenet/vit_tiny16_384_augreg_finetune.py --workdir=workdirs/imagenet_vit_tiny16_384_augreg_finetune
+python train.py --config=configs/imagenet/vit_tiny16_384_augreg_finetune.py \
+    --workdir=workdirs/imagenet_vit_tiny16_384_augreg_finetune
 """
 
 from configs.imagenet import recipes
