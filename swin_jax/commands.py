@@ -5,6 +5,7 @@ exit code 2; anything else is 1. Nothing here imports JAX, so that a mistyped fl
 """
 
 import ast
+import contextlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -152,7 +153,8 @@ def _run_config_file(path: pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"there is no config file {path}")
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        with _importable_recipes(path):
+            config = runpy.run_path(str(path))["get_config"]()
     except KeyError as error:
         if error.args != ("get_config",):
             raise UserError(f"{_where(path, error)}: {error!r}") from error
@@ -167,6 +169,23 @@ def _run_config_file(path: pathlib.Path) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of {path} returns {type(config).__name__}, not a ConfigDict")
     return config
+
+
+@contextlib.contextmanager
+def _importable_recipes(path: pathlib.Path) -> Iterator[None]:
+    """Let a config file import what configs share, `configs.imagenet.recipes`, whatever the working folder.
+
+    Its own `configs` folder comes first, then that of this checkout; they are read anew for each config file.
+    """
+    own = [str(folder.parent) for folder in path.resolve().parents if folder.name == "configs"][:1]
+    before, searched = set(sys.modules), list(sys.path)
+    sys.path[:] = [*own, *searched, str(pathlib.Path(__file__).resolve().parents[1])]
+    try:
+        yield
+    finally:
+        sys.path[:] = searched
+        for name in [name for name in sys.modules if name not in before and name.partition(".")[0] == "configs"]:
+            del sys.modules[name]
 
 
 def _where(path: pathlib.Path, error: Exception) -> str:

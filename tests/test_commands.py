@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from absl import flags
@@ -128,6 +129,40 @@ def test_mistakes_in_a_config_file_are_one_line(line, named, config_file, capsys
     assert (code, out) == (2, "")
     assert named in err
     assert len(err.splitlines()) == 1
+
+
+SHARING = """
+from configs.shared_here import EPOCHS
+from swin_jax.training.default_config import default_config
+
+def get_config():
+    config = default_config()
+    config.total_epochs = EPOCHS
+    return config
+"""
+
+
+def test_a_config_file_imports_what_its_folder_shares_from_anywhere_and_anew(tmp_path, monkeypatch):
+    folders = [tmp_path / name / "configs" for name in ("one", "two")]
+    monkeypatch.chdir(tmp_path)
+    for epochs, folder in enumerate(folders, start=3):
+        (folder / "mine").mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "shared_here.py").write_text(f"EPOCHS = {epochs}")
+        (folder / "mine" / "run.py").write_text(SHARING)
+    searched = list(sys.path)
+    assert [load_config(str(folder / "mine" / "run.py")).total_epochs for folder in folders] == [3, 4]
+    assert sys.path == searched
+
+
+def test_a_config_file_that_was_moved_finds_the_recipes_and_misses_others_in_one_line(config_file, tmp_path, capsys):
+    text = "from configs.imagenet import recipes\ndef get_config():\n    return recipes.deit('deit_tiny_patch16_224')\n"
+    assert load_config(config_file(text=text)).model.name == "deit_tiny_patch16_224"
+    path = tmp_path / "moved.py"
+    path.write_text(SHARING)
+    code, out, err = run([f"--config={path}", "--workdir=x"], load, capsys)
+    assert (code, out) == (2, "")
+    assert err == f"error: config file {path}, line 2: ModuleNotFoundError: No module named 'configs.shared_here'\n"
 
 
 def test_config_file_without_get_config(config_file):

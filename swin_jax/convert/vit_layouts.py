@@ -120,6 +120,7 @@ def _google(*, attention: str, norm2: str, mlp: str) -> tuple[Rule, ...]:
         *flax_norm("attn_pool.norm", "MAPHead_0/LayerNorm_0"),
         *flax_layer("attn_pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),
         *flax_layer("attn_pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),
+        *flax_layer("pre_logits", "pre_logits"),
         *flax_layer("head", "head"),
     )
 

@@ -64,7 +64,10 @@ class VisionTransformer(nnx.Module):
             distillation tokens too. pos_embed_antialias: see `resize_position_embedding`.
         layer_scale_init: first value of LayerScale, None for none.
         fc_norm: the last LayerNorm after the pooling instead of before it.
-        drop_path_rate: of the last block; it grows linearly from 0.
+        pre_logits: a layer of `embed_dim` units with tanh below the head (arXiv 2010.11929, section 3.1; big_vision's
+            `rep_size=True`).
+        drop_path_rate: of the last block. drop_path_schedule: "linear", growing from 0 at the first block, or
+            "constant", the same for all (the official DeiT-III).
         num_classes: 0 for no head; the model then returns the pooled features.
         zero_head: start the head at zero.
         init, dtype, param_dtype, remat, block, attention, mlp, norm: as in `SwinTransformer`.
@@ -92,9 +95,11 @@ class VisionTransformer(nnx.Module):
         pos_embed_antialias: bool = True,
         layer_scale_init: float | None = None,
         fc_norm: bool = False,
+        pre_logits: bool = False,
         dropout_rate: float = 0.0,
         attention_dropout_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        drop_path_schedule: str = "linear",
         init: str = "xavier_uniform",
         zero_head: bool = True,
         dtype: DTypeLike = jnp.float32,
@@ -109,6 +114,8 @@ class VisionTransformer(nnx.Module):
         image_size, patch_size = as_pair(image_size, "image_size"), as_pair(patch_size, "patch_size")
         class_token = pool == "cls" if class_token is None else class_token
         _check(image_size, patch_size, pool, class_token, distilled, pos_embed, activation)
+        if drop_path_schedule not in ("linear", "constant"):
+            raise ValueError(f"{drop_path_schedule=} is none of 'linear', 'constant'")
         scheme = init_scheme(init, conv_fan_in=in_channels * patch_size[0] * patch_size[1])
         dense = dense_factory(scheme.dense, dtype=dtype, param_dtype=param_dtype)
         head_init = nnx.initializers.zeros if zero_head else scheme.dense
@@ -143,6 +150,7 @@ class VisionTransformer(nnx.Module):
         self.num_prefix_tokens = int(class_token) + int(distilled)
         num_positions = self.grid_size[0] * self.grid_size[1] + self.num_prefix_tokens * pos_embed_prefix
         self.pos_embed = token_param("pos_embed", num_positions) if pos_embed == "learned" else None
+        lowest_rate = 0.0 if drop_path_schedule == "linear" else drop_path_rate
         self.blocks = nnx.List(
             block(
                 embed_dim,
@@ -159,13 +167,15 @@ class VisionTransformer(nnx.Module):
                 dense=dense,
                 rngs=child(rngs, "blocks", index),
             )
-            for index, rate in enumerate(np.linspace(0.0, drop_path_rate, depth).tolist())
+            for index, rate in enumerate(np.linspace(lowest_rate, drop_path_rate, depth).tolist())
         )
         self.norm = None if fc_norm else norm(embed_dim, rngs=child(rngs, "norm"))
         attention_pool = partial(AttentionPool, mlp_ratio=mlp_ratio, mlp=mlp, norm=norm, dense=dense)
         is_map = pool == "map"
         self.attn_pool = attention_pool(embed_dim, num_heads, rngs=child(rngs, "attn_pool")) if is_map else None
         self.fc_norm = norm(embed_dim, rngs=child(rngs, "fc_norm")) if fc_norm else None
+        lecun_dense = dense_factory(nnx.initializers.lecun_normal(), dtype=dtype, param_dtype=param_dtype)
+        self.pre_logits = lecun_dense(embed_dim, embed_dim, rngs=child(rngs, "pre_logits")) if pre_logits else None
         self.head = head(embed_dim, num_classes, rngs=child(rngs, "head")) if num_classes else None
         has_head_dist = num_classes and distilled
         self.head_dist = head(embed_dim, num_classes, rngs=child(rngs, "head_dist")) if has_head_dist else None
@@ -218,6 +228,7 @@ class VisionTransformer(nnx.Module):
         else:
             pooled = x[:, 0]
         pooled = self.fc_norm(pooled) if self.fc_norm else pooled
+        pooled = jnp.tanh(self.pre_logits(pooled)) if self.pre_logits else pooled
         logits = self.head(pooled) if self.head else pooled
         if self.head_dist:
             logits = (logits + self.head_dist(x[:, 1])) / 2

@@ -103,6 +103,16 @@ def test_a_representation_layer_before_the_head_is_not_dropped_in_silence(tmp_pa
     assert {"pre_logits/kernel", "head/kernel"} <= report.ignored.keys()
 
 
+def test_a_representation_layer_is_read_where_the_model_has_one_and_written_for_nobody(tmp_path):
+    kernel = np.arange(256, dtype=np.float32).reshape(16, 16)
+    tensors = {**weights("google_augreg"), "pre_logits/kernel": kernel, "pre_logits/bias": np.ones(16, np.float32)}
+    model = goldens.build("google_augreg", pre_logits=True)
+    load_pretrained(model, goldens.write_weights(tensors, tmp_path))
+    np.testing.assert_array_equal(model.pre_logits.kernel[...], kernel)
+    with pytest.raises(UserError, match=r"timm ViT has no place for the parameter pre_logits\."):
+        timm_state_dict(model)
+
+
 def test_a_file_of_the_other_family_is_told(tmp_path):
     with pytest.raises(UserError, match="holds a timm Swin, which a SwinTransformer takes, not a VisionTransformer"):
         load_pretrained(goldens.build("timm_vit"), goldens.write_weights(weights("timm_swin"), tmp_path))

@@ -58,6 +58,7 @@ def test_every_published_name_is_listed_and_a_near_miss_is_recognised():
         ("swin", {"attention": "no_such_module:Attention"}, "no_such_module"),
         ("swin", {"attention": "swin_jax.nn.windows:Attention"}, "not importable"),
         ("vit", {"image_size": (16, 18)}, "divisible"),
+        ("vit", {"drop_path_schedule": "cosine"}, "drop_path_schedule='cosine' is none of"),
         ("vit", {"pool": "mean"}, "'gap'"),
         ("vit", {"pool": "gap", "distilled": True}, "distilled"),
         ("vit", {"pos_embed": "rotary"}, "sincos2d"),
@@ -178,3 +179,21 @@ def test_masked_padding_sees_only_the_image():
     assert touched[0, 0]
     assert not touched[:, 6:].any()
     assert (np.argwhere(touched).max(axis=0) <= [4, 5]).all()
+
+
+def test_pre_logits_is_a_layer_with_tanh_between_the_pooling_and_the_head():
+    options = VIT | dict(pool="gap", zero_head=False)
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    pooled = np.asarray(create_model("vit", **options | {"num_classes": 0}, rngs=nnx.Rngs(0))(images))
+    model = create_model("vit", **options, pre_logits=True, rngs=nnx.Rngs(0))
+    values = parameters(model)
+    hidden = np.tanh(pooled @ values["pre_logits.kernel"] + values["pre_logits.bias"])
+    expected = hidden @ values["head.kernel"] + values["head.bias"]
+    np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "rates"), [("linear", [0.0, 0.15, 0.3]), ("constant", [0.3, 0.3, 0.3])])
+def test_drop_path_grows_or_stays(schedule, rates):
+    options = VIT | dict(depth=3, drop_path_rate=0.3, drop_path_schedule=schedule)
+    model = nnx.eval_shape(lambda: create_model("vit", **options, rngs=nnx.Rngs(0)))
+    assert [block.drop_path.rate for block in model.blocks] == pytest.approx(rates)

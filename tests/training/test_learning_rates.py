@@ -1,4 +1,7 @@
-"""The learning rate of every shipped recipe is the official scheduler's, at every update."""
+"""The learning rate of each kind of recipe is the official scheduler's, at every update.
+
+tests/test_recipes.py holds every file of configs/imagenet against the published numbers at some updates.
+"""
 
 import json
 from pathlib import Path
@@ -14,13 +17,16 @@ from tests.convert import goldens
 from tests.golden.learning_rates import official_learning_rates
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = sorted(
-    f"{folder}/{path.name}"
-    for folder in ("digits", "fashion_mnist", "imagenet")
-    for path in CONFIGS.glob(f"{folder}/*.py")
-)
+SWIN = ("swin_tiny", "swin_base_384_finetune", "swin_tiny_22k", "swin_tiny_22kto1k_finetune")  # one of each kind
+RECIPES = [
+    *sorted(
+        f"{folder}/{path.name}" for folder in ("digits", "fashion_mnist") for path in CONFIGS.glob(f"{folder}/*.py")
+    ),
+    *(f"imagenet/{name}.py" for name in SWIN),
+]
 # Of digits, what a stratified fifth of the 1,797 leaves.
 TRAINING_IMAGES = {"digits": 1437, "fashion_mnist": 60_000, "tfds:imagenet2012": 1_281_167}
+TRAINING_IMAGES["folder:imagenet22k"] = 14_197_122
 
 
 @pytest.fixture

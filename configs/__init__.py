@@ -1,0 +1,1 @@
+"""Experiments, one a file; `load_config` runs them."""
