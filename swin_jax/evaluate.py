@@ -2,6 +2,8 @@
 or published weights: python -m swin_jax.evaluate --model=NAME --pretrained=FILE|hf:ORG/NAME
                       --data=tfds:imagenet2012|folder:PATH [--split=...] [--variant=...] [--protocol=timm|official]
 
+Translations of a run on pairs are scored too: BLEU and chrF, [--beams=4] [--length_penalty=0.6] [--translations=FILE].
+
 The config is the workdir's own, the preprocessing that of the preset; published figures are printed beside the measured
 ones. The figures do not depend on the batch size or the devices.
 """
@@ -28,6 +30,9 @@ flags.DEFINE_string("data_dir", "", "Folder of the data, for TFDS.", flag_values
 flags.DEFINE_string("variant", "", "The pre-training as timm's tag, if the file's name has none.", flag_values=FLAGS)
 flags.DEFINE_string("protocol", "timm", "Whose preprocessing: timm or official.", flag_values=FLAGS)
 flags.DEFINE_integer("image_size", 0, "Side to evaluate at; 0 for the model's own.", flag_values=FLAGS)
+flags.DEFINE_integer("beams", 4, "Of translations; 0: none are made.", 0, flag_values=FLAGS)
+flags.DEFINE_float("length_penalty", 0.6, "Alpha, of translations.", flag_values=FLAGS)
+flags.DEFINE_string("translations", "", "A file to write the translations to.", flag_values=FLAGS)
 OF_PUBLISHED = ("model", "pretrained", "data")
 
 
@@ -39,7 +44,12 @@ def main(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
         if given:
             raise UserError(f"--workdir evaluates a run, --{given[0]} published weights: give one of them")
         return evaluate_run(
-            pathlib.Path(flag_values.workdir), checkpoint=flag_values.checkpoint, batch_size=flag_values.batch_size
+            pathlib.Path(flag_values.workdir),
+            checkpoint=flag_values.checkpoint,
+            batch_size=flag_values.batch_size,
+            beams=flag_values.beams,
+            length_penalty=flag_values.length_penalty,
+            translations=flag_values.translations,
         )
     missing = [name for name in OF_PUBLISHED if name not in given]
     if missing:
@@ -59,8 +69,19 @@ def main(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
     )
 
 
-def evaluate_run(workdir: pathlib.Path, *, checkpoint: str = "best", batch_size: int = 0) -> dict[str, Any]:
-    """Return the figures of one checkpoint over the run's evaluation split. Raises UserError if it cannot be used."""
+def evaluate_run(
+    workdir: pathlib.Path,
+    *,
+    checkpoint: str = "best",
+    batch_size: int = 0,
+    beams: int = 0,
+    length_penalty: float = 0.6,
+    translations: str = "",
+) -> dict[str, Any]:
+    """Return the figures of one checkpoint over the run's evaluation split. Raises UserError if it cannot be used.
+
+    Of a run on pairs also those of its translations, found with `beams` and written to the file `translations`.
+    """
     import jax
 
     from swin_jax.runs import open_run
@@ -73,6 +94,9 @@ def evaluate_run(workdir: pathlib.Path, *, checkpoint: str = "best", batch_size:
     run = open_run(workdir, checkpoint=checkpoint)
     experiment, state = run.experiment, run.restored.state
     inputs, task, mesh = experiment.inputs, experiment.task, experiment.mesh
+    translates = run.config.data.kind == "text_pairs"
+    if translations and not (translates and beams):
+        raise UserError("--translations=... is of a run on pairs of texts, with --beams=1 or more")
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(batch_size or run.config.batch_size) // shards) * shards
     batches = inputs.eval_batches(batch_size=batch_size)
@@ -82,10 +106,16 @@ def evaluate_run(workdir: pathlib.Path, *, checkpoint: str = "best", batch_size:
         start = time.perf_counter()
         figures = evaluate(eval_step, task, batches, state, mesh)
         seconds = time.perf_counter() - start
+    translated = {}
+    if translates and beams:
+        from swin_jax.evaluate_translation import evaluate_translation
+
+        translated = evaluate_translation(run, str(workdir), beams=beams, alpha=length_penalty, out=translations)
     return {
         "step": int(state.step),
         **figures,
         f"{inputs.unit}_per_second": round(figures["count"] / seconds, 1),
+        **translated,
         "workdir": str(workdir),
     }
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -30,14 +31,21 @@ class Run:
         return self.experiment.model_def.merge(state.eval_params, state.model_state)
 
 
-def open_run(workdir: pathlib.Path, *, checkpoint: str = "best") -> Run:
-    """Open a checkpoint of a run (`best`, `latest` or a step) on all devices.
+def open_run(
+    workdir: pathlib.Path,
+    *,
+    checkpoint: str = "best",
+    devices: Sequence[jax.Device] | None = None,
+    reads_text: bool = True,
+) -> Run:
+    """Open a checkpoint of a run (`best`, `latest` or a step) on all devices, or on those given.
 
+    Without `reads_text` the texts of a run on text are not read, and need not be there: for what wants its model alone.
     Raises UserError if the folder holds no run, or none of its checkpoints can be used.
     """
     config = config_from_json(read_config(workdir))
-    mesh = sharding.make_mesh()
-    experiment = build(config, mesh, workdir=workdir)
+    mesh = sharding.make_mesh(devices=devices)
+    experiment = build(config, mesh, workdir=workdir, reads_text=reads_text)
     with jax.set_mesh(mesh), contextlib.closing(open_checkpoints(workdir, config, experiment, read_only=True)) as found:
         restored = found.restore(experiment.target, which=checkpoint)
     if restored is None:

@@ -14,8 +14,11 @@ ALLOWED = {
     "convert": {"nn", "models", "convert", "errors"},
     "kernels": {"nn", "kernels", "errors"},
     "decoding": {"nn", "models", "decoding", "errors"},
+    "visualization": {"nn", "models", "visualization", "errors"},
+    "benchmarking": {"nn", "models", "benchmarking", "errors"},
     "tasks": {"nn", "models", "data", "decoding", "tasks", "errors"},
     "training": {"nn", "models", "data", "decoding", "tasks", "convert", "training", "errors"},
+    "probing": {"data", "training", "probing", "errors"},
     "errors": set(),
 }
 CONFIG_READERS = {

@@ -28,7 +28,7 @@ def read_checkpoint(path: str | Path) -> tuple[Tensors, dict[str, str]]:
     `path` is a file, or `hf:ORG/NAME`, `hf:ORG/NAME@REVISION` or `hf:ORG/NAME/FILE` for one of the Hugging Face Hub
     (kept in its cache). Nothing in a file is ever run. Raises UserError for what is no readable checkpoint.
     """
-    path = _download(str(path).removeprefix(_HF_PREFIX)) if str(path).startswith(_HF_PREFIX) else Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise UserError(f"no such checkpoint file: {path}")
     try:
@@ -41,6 +41,11 @@ def read_checkpoint(path: str | Path) -> tuple[Tensors, dict[str, str]]:
     if not tensors:
         raise UserError(f"{path} holds no tensors")
     return tensors, left_out
+
+
+def local_path(path: str | Path) -> Path:
+    """Return where a file is; one of the Hugging Face Hub, `hf:ORG/NAME...`, is fetched into its cache first."""
+    return _download(str(path).removeprefix(_HF_PREFIX)) if str(path).startswith(_HF_PREFIX) else Path(path)
 
 
 def _reader(path: Path) -> Callable[[Path], tuple[Tensors, dict[str, str]]]:

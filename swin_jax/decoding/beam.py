@@ -56,6 +56,7 @@ def beam_search(
     beams: int = 4,
     length_penalty: LengthPenalty | None = None,
     stop: str = "exact",
+    prefix: bool = False,
     rules: TokenRules | None = None,
     prompt_length: int | None = None,
     source_length: int | None = None,
@@ -67,7 +68,7 @@ def beam_search(
     on. Without room for more, all end.
 
     Args:
-        model, prompts, source, prompt_length, source_length: as of `generate`.
+        model, prompts, source, prefix, prompt_length, source_length: as of `generate`.
         beams: hypotheses kept; 1 is greedy decoding, but for `stop`.
         length_penalty: (5 + length)/6 to the power of 0.6 if None.
         stop: when a prompt is done, once it has `beams` finished hypotheses. "exact": when no live one can come to beat
@@ -104,6 +105,7 @@ def beam_search(
         stop=stop,
         rules=rules,
         max_new_tokens=max_new_tokens,
+        prefix=prefix,
     )
 
 
@@ -119,7 +121,7 @@ class _Progress:
     searches: Array  # [B]
 
 
-@partial(jax.jit, static_argnames=("graphdef", "beams", "stop", "rules", "max_new_tokens"))
+@partial(jax.jit, static_argnames=("graphdef", "beams", "stop", "rules", "max_new_tokens", "prefix"))
 def _search(
     graphdef: nnx.GraphDef,
     arrays: nnx.State,
@@ -130,6 +132,7 @@ def _search(
     stop: str,
     rules: TokenRules,
     max_new_tokens: int,
+    prefix: bool,
 ) -> Hypotheses:
     model = nnx.merge(graphdef, arrays)
     batch_size = inputs.tokens.shape[0]
@@ -176,7 +179,7 @@ def _search(
             divisor = jnp.maximum(divisor, penalty(max_new_tokens))
         return best_live / divisor > worst_finished
 
-    cache, last = prefill(model, inputs, max_new_tokens)
+    cache, last = prefill(model, inputs, max_new_tokens, prefix=prefix)
     no_tokens = jnp.full((batch_size, beams, max_new_tokens), rules.pad_id, jnp.int32)
     no_scores = jnp.full((batch_size, beams), -jnp.inf)
     begin = _Progress(

@@ -137,11 +137,14 @@ def _rows(
     return tokens, lengths
 
 
-def prefill(model: nnx.Module, inputs: Inputs, max_new_tokens: int) -> tuple[DecodingCache, Array]:
+def prefill(
+    model: nnx.Module, inputs: Inputs, max_new_tokens: int, *, prefix: bool = False
+) -> tuple[DecodingCache, Array]:
     """Return a cache with all of the prompts but their last tokens, and those, `[B]`.
 
     The last tokens are left to the loop that generates: so no logits of the prompt are computed, which for a large
     vocabulary would take more memory than all else, and the model is compiled only once if the prompt is one token.
+    With `prefix` all tokens but the last see each other both ways: a prefix of one token less than the prompt.
     """
     batch_size, length = inputs.tokens.shape
     room = length + max_new_tokens - 1  # the last new token is never an input
@@ -151,7 +154,7 @@ def prefill(model: nnx.Module, inputs: Inputs, max_new_tokens: int) -> tuple[Dec
         cache = model.init_cache(inputs.source, room, source_segments=inputs.source_segments)
     cache = dataclasses.replace(cache, start=inputs.start)
     if length > 1:
-        _, cache = model.decode(inputs.tokens[:, :-1], cache)
+        _, cache = model.decode(inputs.tokens[:, :-1], cache, **({"both_ways": True} if prefix else {}))
     return cache, inputs.tokens[:, -1]
 
 

@@ -78,6 +78,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    prefix: bool = False,
     rules: TokenRules | None = None,
     key: Array | None = None,
     prompt_length: int | None = None,
@@ -90,6 +91,7 @@ def generate(
         prompts: token ids, of any lengths; for a `Transformer` usually `[[bos_id]]` for each source.
         source: token ids that the encoder reads, with the eos they were trained with.
         temperature, top_k, top_p: see `Sampling`; temperature 0 is greedy decoding.
+        prefix: the prompts are prefixes of a prefix language model; see `prefill`.
         rules: see `TokenRules`.
         key: what is drawn is a function of it and the place in the batch, not of the batch's size.
         prompt_length, source_length: pad to these, so that batches of several lengths share a compiled program.
@@ -113,7 +115,8 @@ def generate(
         pad_id=rules.pad_id,
     )
     graphdef, arrays = nnx.split(model)
-    return _generate(graphdef, arrays, inputs, key, sampling=sampling, rules=rules, max_new_tokens=max_new_tokens)
+    options = dict(sampling=sampling, rules=rules, max_new_tokens=max_new_tokens, prefix=prefix)
+    return _generate(graphdef, arrays, inputs, key, **options)
 
 
 @jax.tree_util.register_dataclass
@@ -126,7 +129,7 @@ class _Progress:
     has_ended: Array  # [B]
 
 
-@partial(jax.jit, static_argnames=("graphdef", "sampling", "rules", "max_new_tokens"))
+@partial(jax.jit, static_argnames=("graphdef", "sampling", "rules", "max_new_tokens", "prefix"))
 def _generate(
     graphdef: nnx.GraphDef,
     arrays: nnx.State,
@@ -136,6 +139,7 @@ def _generate(
     sampling: Sampling,
     rules: TokenRules,
     max_new_tokens: int,
+    prefix: bool,
 ) -> Generated:
     model = nnx.merge(graphdef, arrays)
     batch_size = inputs.tokens.shape[0]
@@ -159,7 +163,7 @@ def _generate(
             has_ended = has_ended | (chosen == rules.eos_id)
         return _Progress(step + 1, chosen, cache, generated, has_ended)
 
-    cache, last = prefill(model, inputs, max_new_tokens)
+    cache, last = prefill(model, inputs, max_new_tokens, prefix=prefix)
     nothing = Generated(
         tokens=jnp.full((batch_size, max_new_tokens), rules.pad_id, jnp.int32),
         lengths=jnp.zeros((batch_size,), jnp.int32),

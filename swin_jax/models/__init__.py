@@ -45,7 +45,7 @@ _DTYPES = ("dtype", "param_dtype")
 
 
 def list_models(*families: str) -> list[str]:
-    """Return the names of all presets, timm's for images, or of those of some families: `list_models("swin", "vit")`."""
+    """Return the names of all presets (timm's for images), or of some families: `list_models("swin", "vit")`."""
     for family in families:
         if family not in _FAMILIES:
             raise UserError(f"unknown family of models {family!r}{did_you_mean(family, _FAMILIES)}")

@@ -182,11 +182,11 @@ class _TextTransformer(nnx.Module):
             **context,
         )
 
-    def _decode(self, tokens: Array, cache: DecodingCache) -> tuple[Array, DecodingCache]:
+    def _decode(self, tokens: Array, cache: DecodingCache, *, both_ways: bool = False) -> tuple[Array, DecodingCache]:
         num_tokens = tokens.shape[1]
         if not isinstance(cache.index, jax.core.Tracer) and int(cache.index) + num_tokens > cache.max_length:
             raise ValueError(f"{num_tokens} tokens after {cache.index} do not fit a cache of {cache.max_length}")
-        positions, mask = cache.positions(num_tokens), cache.mask(num_tokens)
+        positions, mask = cache.positions(num_tokens), cache.mask(num_tokens, both_ways=both_ways)
         x = self.embed(tokens, positions)
         layers = []
         for index, block in enumerate(self.decoder):
@@ -235,9 +235,12 @@ class CausalTransformer(_TextTransformer):
         """Return an empty cache for sequences of up to `max_length` tokens."""
         return self._empty_cache(batch_size, max_length)
 
-    def decode(self, tokens: Array, cache: DecodingCache) -> tuple[Array, DecodingCache]:
-        """Take the next tokens `[B, N]`; return logits `[B, N, vocab_size]` of what follows each, and the new cache."""
-        return self._decode(tokens, cache)
+    def decode(self, tokens: Array, cache: DecodingCache, *, both_ways: bool = False) -> tuple[Array, DecodingCache]:
+        """Take the next tokens `[B, N]`; return logits `[B, N, vocab_size]` of what follows each, and the new cache.
+
+        `both_ways`: these N tokens see each other, as the prefix of a prefix language model.
+        """
+        return self._decode(tokens, cache, both_ways=both_ways)
 
 
 class MaskedTransformer(_TextTransformer):

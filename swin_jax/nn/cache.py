@@ -57,11 +57,15 @@ class DecodingCache:
         """Return `[B, N]`, the positions of the next tokens in their sequences; 0 for padding."""
         return jnp.maximum(self.index + jnp.arange(num_tokens) - self.start[:, None], 0)
 
-    def mask(self, num_tokens: int) -> Array:
-        """Return `[B, 1, N, S]`: the next tokens see what was before them and themselves, without the padding."""
-        places = jnp.arange(self.max_length)
-        causal = places <= (self.index + jnp.arange(num_tokens))[:, None]  # [N, S]
-        return (causal & (places >= self.start[:, None, None]))[:, None]
+    def mask(self, num_tokens: int, *, both_ways: bool = False) -> Array:
+        """Return `[B, 1, N, S]`: the next tokens see what was before them and themselves, without the padding.
+
+        `both_ways`: each sees all N of them.
+        """
+        places, offsets = jnp.arange(self.max_length), jnp.arange(num_tokens)
+        last_seen = self.index + (jnp.full_like(offsets, num_tokens - 1) if both_ways else offsets)
+        seen = places <= last_seen[:, None]  # [N, S]
+        return (seen & (places >= self.start[:, None, None]))[:, None]
 
     def take(self, rows: Array) -> "DecodingCache":
         """Return the cache of the batch `rows` of this one, which may repeat: how beams follow their best parents."""

@@ -24,7 +24,10 @@ class LanguageModeling:
     tokens, the last one aside, from all others (a `MaskedTransformer`). In evaluation a prefix is half of the text, and
     which tokens are masked depends on the text alone. Tokens count where `scored`, if a batch has it.
 
-    `token_characters` `[vocab_size]` are the characters of each token, for bits per character.
+    Args:
+        token_characters: `[vocab_size]`, the characters of each token, for bits per character.
+        packed: whether a row may hold several texts. If not, a causal model need not be told of segments: what follows
+            a text is never seen from it, and all rows share one mask and their positions.
     """
 
     best_metric, lowest_is_best = "loss", True
@@ -38,6 +41,7 @@ class LanguageModeling:
         objective: str = "next",
         mask_rate: float = 0.15,
         label_smoothing: float = 0.0,
+        packed: bool = True,
     ):
         if objective not in OBJECTIVES:
             near = did_you_mean(objective, OBJECTIVES)
@@ -47,6 +51,7 @@ class LanguageModeling:
         check_shares(mask_rate=mask_rate, label_smoothing=label_smoothing)
         self.vocab_size, self.mask_id = vocab_size, mask_id
         self.objective, self.mask_rate, self.label_smoothing = objective, mask_rate, label_smoothing
+        self.packed = packed
         self.token_characters = None if token_characters is None else np.asarray(token_characters, np.float32)
 
     def loss(
@@ -98,7 +103,9 @@ class LanguageModeling:
     def _predict(self, model, tokens, segments, lengths, rngs) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return logits, targets and which of them count: tokens after the first of a text, behind the prefix."""
         options = {} if lengths is None else {"prefix_lengths": lengths}
-        logits = model(tokens[:, :-1], segments=segments[:, :-1], rngs=rngs, **options)
+        if self.packed or lengths is not None:
+            options["segments"] = segments[:, :-1]
+        logits = model(tokens[:, :-1], rngs=rngs, **options)
         weights = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         if lengths is not None:
             weights &= jnp.arange(1, tokens.shape[1]) >= lengths[:, None]

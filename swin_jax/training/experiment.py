@@ -42,13 +42,16 @@ class Experiment:
     total_steps: int
 
 
-def build(config: ConfigDict, mesh: Mesh, *, workdir: pathlib.Path | None = None) -> Experiment:
+def build(
+    config: ConfigDict, mesh: Mesh, *, workdir: pathlib.Path | None = None, reads_text: bool = True
+) -> Experiment:
     """Build what `config` describes on `mesh`. Raises UserError for whatever in it does not fit together.
 
-    `workdir` is the run's folder, which keeps the tokenizer of a run on text; nothing is written there.
+    `workdir` is the run's folder, which keeps the tokenizer of a run on text; nothing is written there. Without
+    `reads_text` a run on text is built for its model alone: its schedule and numbers of steps mean nothing.
     """
     check_config(config)
-    inputs = open_inputs(config, workdir=workdir)
+    inputs = open_inputs(config, workdir=workdir, reads_text=reads_text)
     if config.batch_size > inputs.num_examples:
         examples = f"{inputs.num_examples} examples of {inputs.name}"
         raise UserError(f"batch_size={config.batch_size} is larger than the {examples}")
@@ -59,6 +62,7 @@ def build(config: ConfigDict, mesh: Mesh, *, workdir: pathlib.Path | None = None
         config.optimizer.to_dict(), steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
     model_options = inputs.model_options | config.model.to_dict()
+    _check_sizes(model_options, inputs)
     target, model_def, init = abstract_state(
         lambda: create_model(**model_options, rngs=nnx.Rngs(config.seed)),
         optimizer=optimizer,
@@ -100,6 +104,15 @@ def schedule_and_optimizer(
     )
     peak, independent = options.pop("learning_rate"), options.pop("independent_weight_decay")
     return schedule, create_optimizer(schedule=schedule, peak_learning_rate=peak if independent else None, **options)
+
+
+def _check_sizes(model_options: dict[str, Any], inputs: Inputs) -> None:
+    """Raise a UserError for a text model that was made smaller than its tokens: inside jit nothing would tell."""
+    least, given = inputs.model_options, model_options
+    if given.get("vocab_size", 0) < least.get("vocab_size", 0):
+        raise UserError(f"model.vocab_size={given['vocab_size']} is less than the tokenizer's {least['vocab_size']}")
+    if given.get("positions") != "rotary" and given.get("max_length", 0) < least.get("max_length", 0):
+        raise UserError(f"model.max_length={given['max_length']} is less than the {least['max_length']} of the text")
 
 
 def task_options(config: ConfigDict, inputs: Inputs) -> dict[str, Any]:

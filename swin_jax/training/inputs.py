@@ -35,10 +35,11 @@ class Inputs(Protocol):
         """Return the batches of the evaluation split, to be iterated any number of times."""
 
 
-def open_inputs(config: ConfigDict, *, workdir: pathlib.Path | None = None) -> Inputs:
+def open_inputs(config: ConfigDict, *, workdir: pathlib.Path | None = None, reads_text: bool = True) -> Inputs:
     """Open the config's data. Raises UserError for what is missing or does not fit.
 
-    `workdir` is the folder of the run, if it was begun before: text is read with the tokenizer that is there.
+    `workdir` is the folder of the run, if it was begun before: text is read with the tokenizer that is there, or, if
+    not `reads_text`, not at all.
     """
     kind = config.data.kind
     if kind not in KINDS:
@@ -47,7 +48,7 @@ def open_inputs(config: ConfigDict, *, workdir: pathlib.Path | None = None) -> I
         return ImageInputs(config)
     from swin_jax.training.text_inputs import open_text  # late: a run on images needs no tokenizers
 
-    return open_text(config, workdir=workdir)
+    return open_text(config, workdir=workdir, reads=reads_text)
 
 
 class ImageInputs:

@@ -15,12 +15,17 @@ from swin_jax.data.text.packing import pack_documents, pack_pairs
 from swin_jax.data.text.sequences import tokenize, tokenize_pairs
 from swin_jax.data.text.tokenizer import KINDS, Tokenizer, train_tokenizer
 from swin_jax.data.text.windows import eval_windows, train_windows
+from swin_jax.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def open_text(config: ConfigDict, *, workdir: pathlib.Path | None = None) -> "TextInputs | PairInputs":
-    """Open the texts of a config. Raises UserError for what is missing or does not fit."""
+def open_text(
+    config: ConfigDict, *, workdir: pathlib.Path | None = None, reads: bool = True
+) -> "TextInputs | PairInputs | WithoutTexts":
+    """Open the texts of a config, or not if not `reads`. Raises UserError for what is missing or does not fit."""
+    if not reads:
+        return WithoutTexts(config, workdir)
     return (PairInputs if config.data.kind == "text_pairs" else TextInputs)(config, workdir)
 
 
@@ -36,7 +41,8 @@ class _Rows:
         self.files = {TOKENIZER_FILE: self.tokenizer.to_json()}
         length = config.text.sequence_length
         self.units_per_example = length
-        self.model_options: dict[str, Any] = {"vocab_size": self.tokenizer.vocab_size, "max_length": length}
+        longest = max(length, _source_length(config)) if config.data.kind == "text_pairs" else length
+        self.model_options: dict[str, Any] = {"vocab_size": self.tokenizer.vocab_size, "max_length": longest}
         self.task_options: dict[str, Any] = {"vocab_size": self.tokenizer.vocab_size}
 
     def train_iterator(self, *, batch_size: int) -> grain.DatasetIterator:
@@ -46,6 +52,18 @@ class _Rows:
         return pipeline.eval_batches(self._eval_rows(), **_share(batch_size))
 
 
+class WithoutTexts(_Rows):
+    """What a run's workdir tells of its texts: all that generating needs, wherever they are now. It has no batches."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path | None):
+        if not (workdir and (workdir / TOKENIZER_FILE).exists()):
+            raise UserError(f"{workdir} has no {TOKENIZER_FILE}")
+        super().__init__(config, workdir, ())
+        if config.data.kind == "text":
+            self.task_options |= {"mask_id": self.tokenizer.mask_id}
+        self.num_examples = config.batch_size
+
+
 class TextInputs(_Rows):
     """Texts for language modelling: windows of long ones, or short ones packed."""
 
@@ -53,7 +71,11 @@ class TextInputs(_Rows):
         documents = self._open(config, config.data.train_split)
         super().__init__(config, workdir, documents)
         tokenizer, text = self.tokenizer, config.text
-        self.task_options |= {"mask_id": tokenizer.mask_id, "token_characters": tokenizer.token_characters}
+        self.task_options |= {
+            "mask_id": tokenizer.mask_id,
+            "token_characters": tokenizer.token_characters,
+            "packed": text.packed,
+        }
         tokens = self._tokenize(documents)
         if text.packed:
             self._train_rows = pack_documents(tokens, text.sequence_length, seed=config.seed)
@@ -86,11 +108,6 @@ class PairInputs(_Rows):
         super().__init__(config, workdir, (side for pair in pairs for side in pair))
         self._train_rows = self._pack(pairs, seed=config.seed)
         self.num_examples = len(self._train_rows)
-        self.model_options["max_length"] = max(config.text.sequence_length, self._source_length)
-
-    @property
-    def _source_length(self) -> int:
-        return self._config.text.source_length or self._config.text.sequence_length
 
     def eval_pairs(self) -> list[tuple[str, str]]:
         """Return the texts of the evaluation split: what translations are scored on."""
@@ -102,7 +119,7 @@ class PairInputs(_Rows):
     def _pack(self, pairs, *, seed: int | None):
         return pack_pairs(
             tokenize_pairs(pairs, self.tokenizer),
-            source_length=self._source_length,
+            source_length=_source_length(self._config),
             target_length=self._config.text.sequence_length,
             seed=seed,
         )
@@ -110,6 +127,10 @@ class PairInputs(_Rows):
     def _open(self, config: ConfigDict, split: str):
         data_dir = config.data.data_dir or None
         return make_pairs(config.data.source, split, data_dir=data_dir, held_out=config.text.held_out)
+
+
+def _source_length(config: ConfigDict) -> int:
+    return config.text.source_length or config.text.sequence_length
 
 
 def _tokenizer(config: ConfigDict, workdir: pathlib.Path | None, texts: Iterable[str]) -> Tokenizer:

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from swin_jax.errors import UserError
+from swin_jax.models import create_model
 from swin_jax.tasks import create_task, task_arguments
 
 VOCAB = 7
@@ -50,6 +51,26 @@ def test_next_token_loss_is_the_mean_over_tokens_of_the_same_text(smoothing):
     np.testing.assert_allclose(metrics["accuracy"], np.mean(hits), rtol=1e-6)
     np.testing.assert_array_equal(model.arrays[0], TOKENS[:, :-1])
     np.testing.assert_array_equal(model.named["segments"], SEGMENTS[:, :-1])
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_a_text_alone_in_its_row_needs_no_segments(positions):
+    """A causal model gives the same loss and the same gradients whether or not it is told where the texts end."""
+    options = {"vocab_size": VOCAB, "max_length": 5, "embed_dim": 8, "depth": 2, "num_heads": 2, "positions": positions}
+    graphdef, params = nnx.split(create_model("causal_transformer", **options, rngs=nnx.Rngs(0)))
+    tokens, lengths = jnp.array(TOKENS), np.array([6, 4, 2])
+    batch = {"tokens": tokens, "segments": jnp.array(np.arange(6) < lengths[:, None], jnp.int32)}
+
+    def loss_of(params, packed):
+        task = create_task("language_modeling", vocab_size=VOCAB, packed=packed)
+        return task.loss(nnx.merge(graphdef, params), batch, rngs())[0]
+
+    (told, told_gradients), (untold, gradients) = (
+        jax.jit(jax.value_and_grad(loss_of), static_argnums=1)(params, packed) for packed in (True, False)
+    )
+    np.testing.assert_allclose(untold, told, rtol=1e-6)
+    for gradient, expected in zip(jax.tree.leaves(gradients), jax.tree.leaves(told_gradients), strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_evaluation_counts_scored_tokens_of_valid_rows_and_their_characters():

@@ -98,6 +98,18 @@ class Tokenizer:
             raise UserError(f"token id {outside[0]} is outside of the vocabulary, 0 to {self.vocab_size - 1}")
         return self._library.decode(ids.tolist(), skip_special_tokens=True)
 
+    def token_texts(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Return how each token reads by itself, special ones as well; a part of a character is `<C3>`, its bytes."""
+        ids = [int(id) for id in ids]
+        texts = [self._library.decode([id], skip_special_tokens=False) for id in ids]
+        return [self._bytes_of(id) if "\ufffd" in text else text for id, text in zip(ids, texts, strict=True)]
+
+    def _bytes_of(self, id: int) -> str:
+        characters = self._library.id_to_token(id)
+        return (
+            "".join(f"<{_BYTE_OF[character]:02X}>" for character in characters if character in _BYTE_OF) or characters
+        )
+
     @functools.cached_property
     def token_characters(self) -> np.ndarray:
         """How many characters of text each token stands for, int32 `[vocab_size]`, 0 for special tokens but unknown.

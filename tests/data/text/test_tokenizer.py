@@ -79,6 +79,16 @@ def test_decode_leaves_special_tokens_out(trained):
         assert tokenizer.decode(ids) == "a good"
 
 
+def test_tokens_read_by_themselves(trained):
+    byte, character = trained["byte"], trained["char"]
+    text = byte.token_texts([1, *byte.encode("aé "), 2])
+    assert text == ["<bos>", "a", "<C3>", "<A9>", " ", "<eos>"]
+    assert character.token_texts(np.array([0, 3, 4])) == ["<pad>", "<unk>", "<mask>"]
+    assert train_tokenizer("char", ["\ufffd"]).token_texts([5]) == ["\ufffd"]
+    for kind in ("bpe", "unigram"):
+        assert "".join(trained[kind].token_texts(trained[kind].encode("the end"))) == "the end"
+
+
 def test_characters_are_numbered_by_code_point_and_chosen_by_frequency():
     tokenizer = train_tokenizer("char", ["caab", "bd"])
     assert tokenizer.encode("abcd").tolist() == [5, 6, 7, 8]

@@ -1,0 +1,1 @@
+"""What computations cost: time and memory, measured, fitted and drawn."""

@@ -1,0 +1,1 @@
+"""Masks and attention as pictures: recorded from a model, made into maps, drawn."""
