@@ -52,9 +52,6 @@ bench-length: setup  ## measure the cost of sequence length into docs/figures (m
 bench-decoding: setup  ## time a token with the cache and from scratch
 	$(BIN)/python benchmarks/decoding.py
 bench-augment: setup  ## what the device augmentation costs beside a Swin-T training step
-	$(BIN)/python tools/bench_augment.py --parts
-
-bench-augment: setup  ## what the device augmentation costs beside a Swin-T training step
 	$(BIN)/python benchmarks/augmentation.py --parts
 
 lint: setup  ## check style
