@@ -11,8 +11,9 @@ from swin_jax.training.default_config import default_config
 
 def get_config():
     config = default_config()
-    config.total_steps = 3200
-    config.batch_size = 32
+    config.total_steps = 3500
+    config.batch_size = 16
+    config.accumulation_steps = 2  # not for memory: on a CPU half of the batch stays in the caches
     config.eval_every_epochs = 1
     config.checkpoint_every_epochs = 1
     config.log_every_steps = 100
@@ -39,7 +40,7 @@ def get_config():
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 0.02
     config.optimizer.adam_learning_rate_share = 0.15
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.05
     config.optimizer.b2 = 0.99
     return config
