@@ -34,13 +34,12 @@ SHRUNK = (
     "optimizer.warmup_epochs=1",
 )
 SMALL_SWIN = ("model.depths=(2,)", "model.embed_dim=16", "model.num_heads=(2,)", "model.drop_path_rate=0.1")
-AUGMENTED = ("task.augment.policy=3a", "task.augment.color_jitter=0.3", "task.mixup_alpha=0.8", "task.cutmix_alpha=1.0")
+AUGMENTED = ("task.augment.policy=3a", "task.mixup_alpha=0.8", "task.cutmix_alpha=1.0", "data.repeats=2")
 SMALL_VIT = ("model.depth=1", "model.embed_dim=16", "model.num_heads=2", "model.patch_size=4", "ema_decay=0.9")
 
 
 def small_config(*overrides):
-    changes = (*SHRUNK, *SMALL_VIT, *AUGMENTED, "data.repeats=2", *overrides)
-    return load_config(str(ROOT / "configs" / "digits" / "vit.py"), changes)
+    return load_config(str(ROOT / "configs" / "digits" / "vit.py"), (*SHRUNK, *SMALL_VIT, *AUGMENTED, *overrides))
 
 
 def lines(workdir):
