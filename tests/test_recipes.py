@@ -20,7 +20,7 @@ from flax import nnx
 from swin_jax.commands import load_config
 from swin_jax.models import published
 from swin_jax.nn.blocks import DropPath
-from swin_jax.tasks import Task
+from swin_jax.tasks.classification import Classification
 from swin_jax.training import experiment, loop
 from tests.recipe_costs import multiply_adds
 
@@ -282,7 +282,7 @@ def by_hand(kind, params):
 def test_loss_and_augmentation_are_the_published_ones(name):
     kind = PUBLISHED[name][0]
     config, run = built(name)
-    assert isinstance(run.task, Task)  # which has accepted every option
+    assert isinstance(run.task, Classification)  # which has accepted every option
     task, data = config.task.to_dict(), config.data.to_dict()
     augment = {key: value for key, value in task.pop("augment").items() if value}
     assert augment == kind["task"]["augment"]
