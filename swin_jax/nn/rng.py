@@ -3,7 +3,6 @@
 import zlib
 
 import jax
-import numpy as np
 from flax import nnx
 
 
@@ -20,9 +19,4 @@ def child(rngs: nnx.Rngs | None, *path: str | int) -> nnx.Rngs | None:
         for part in path:
             key = jax.random.fold_in(key, part if isinstance(part, int) else zlib.crc32(part.encode()))
         streams[name] = key
-    result = nnx.Rngs(**streams)
-    for _, stream in result.items():
-        # As no tracer. With each draw flax asks a count for its sharding, and a tracer, which has none, searches the
-        # whole trace for its origin first: two thirds of the time that a large model took to trace.
-        stream.count = nnx.RngCount(np.zeros(stream.key.shape, np.uint32), tag=stream.tag)
-    return result
+    return nnx.Rngs(**streams)

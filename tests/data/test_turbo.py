@@ -149,8 +149,17 @@ def test_evaluation_is_spared(photos):
 
 def test_what_follows_the_crop_is_not_left_out():
     """A new field that acts after the crop belongs into `only_crops`, and then here."""
-    before = {"image_size", "channels", "crop", "interpolation", "crop_fraction", "crop_scale", "decoder"}
-    after = {"flip": True}
+    before = {
+        "image_size",
+        "channels",
+        "crop",
+        "interpolation",
+        "crop_fraction",
+        "crop_scale",
+        "decoder",
+        "policy_fill",
+    }
+    after = {"flip": True, "policy": "randaug(2,10)", "color_jitter": 0.4}
     assert {field.name for field in dataclasses.fields(ImageTransform)} == before | set(after)
     options = {"image_size": 8, "channels": 3, "crop": "random_resized", "decoder": "turbo"}
     assert ImageTransform(**options).only_crops
