@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def running(folder):
     """A run on windows of characters, with positions up to its context."""
-    return trained(folder, "running", model__positions="sinusoidal")
+    return trained(folder, "running", model__positions="learned", total_steps=400)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_greedy_text_is_that_of_the_whole_model_run_for_every_token(running):
         expected.append(by_hand.tokenizer.decode(ids))
     assert result["texts"] == expected
     assert printed == "\n\n".join(prompt + text for prompt, text in zip(prompts, expected, strict=True))
-    assert (result["tokens"], result["step"], result["workdir"]) == (36, 200, str(running))
+    assert (result["tokens"], result["step"], result["workdir"]) == (36, 400, str(running))
     assert len(set(expected)) == 3
 
 
