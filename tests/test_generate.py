@@ -187,6 +187,7 @@ def test_a_file_of_prompts_that_is_not_utf8(running, tmp_path):
     assert "is not UTF-8: invalid start byte at byte 4" in told
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's reads still under way
 def test_a_workdir_whose_tokenizer_is_not_its_own(running, tmp_path):
     shutil.copytree(running, tmp_path / "run")
     (tmp_path / "run" / "tokenizer.json").write_text(train_tokenizer("byte", ["a"]).to_json())
