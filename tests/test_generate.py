@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def running(folder):
     """A run on windows of characters, with positions up to its context."""
-    return trained(folder, "running", model__positions="sinusoidal")
+    return trained(folder, "running", model__positions="learned", total_steps=400)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def test_greedy_text_is_that_of_the_whole_model_run_for_every_token(running):
         expected.append(by_hand.tokenizer.decode(ids))
     assert result["texts"] == expected
     assert printed == "\n\n".join(prompt + text for prompt, text in zip(prompts, expected, strict=True))
-    assert (result["tokens"], result["step"], result["workdir"]) == (36, 200, str(running))
-    assert len(set(expected)) > 1
+    assert (result["tokens"], result["step"], result["workdir"]) == (36, 400, str(running))
+    assert len(set(expected)) == 3
 
 
 def test_a_prefix_model_reads_its_prompt_both_ways_and_rotary_positions_go_on(whole):
@@ -187,6 +187,7 @@ def test_a_file_of_prompts_that_is_not_utf8(running, tmp_path):
     assert "is not UTF-8: invalid start byte at byte 4" in told
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's reads still under way
 def test_a_workdir_whose_tokenizer_is_not_its_own(running, tmp_path):
     shutil.copytree(running, tmp_path / "run")
     (tmp_path / "run" / "tokenizer.json").write_text(train_tokenizer("byte", ["a"]).to_json())

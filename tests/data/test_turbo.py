@@ -149,7 +149,7 @@ def test_evaluation_is_spared(photos):
 
 def test_what_follows_the_crop_is_not_left_out():
     """A new field that acts after the crop belongs into `only_crops`, and then here."""
-    before = {"image_size", "channels", "crop", "interpolation", "crop_fraction", "crop_scale", "decoder"} | {"policy_fill"}
+    before = {
         "image_size",
         "channels",
         "crop",
