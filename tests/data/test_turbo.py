@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import sklearn.datasets
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -57,6 +57,7 @@ def test_a_reduced_pixel_is_the_mean_of_a_square(photos, reduction):
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 512), st.integers(1, 512))
+@settings(deadline=None)
 def test_nothing_is_reduced_below_the_target(height, width, image_height, image_width):
     by = turbo.reduction((height, width), (image_height, image_width))
     assert by == 1 or (height >= by * image_height and width >= by * image_width)
