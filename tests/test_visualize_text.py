@@ -56,7 +56,7 @@ def test_a_text_is_drawn_as_the_trained_model_sees_it(novel, capsys, tmp_path):
     np.testing.assert_array_equal(drawn, np.asarray(Image.open(tmp_path / "expected.png").convert("RGB")))
     _, (prefix,) = draw(capsys, "attention", f"--workdir={novel}", "--text=a cab", "--prefix=5", f"--out={tmp_path}")
     unseen = [(pixels == (247, 251, 255)).all(-1).sum() for pixels in (drawn, prefix)]  # the palest blue, of 0
-    assert unseen[0] > 2000 > 1000 > unseen[1]  # ten cells above the diagonal of each head, but for the colour bar
+    assert unseen[0] > 2000 > 500 > unseen[1]  # ten cells above the diagonal of each head, but for the colour bar
 
 
 def test_a_translation_given_and_the_models_own(pairs, capsys, tmp_path):

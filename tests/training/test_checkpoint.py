@@ -137,7 +137,7 @@ def test_no_damage_restores_silently_wrong(tmp_path, caplog, capfd):
             assert "step 2" in message, name
             assert "\n" not in message, name
             assert [path.name for path in (folder.parent / "damaged_checkpoints").iterdir()] == ["2-0"]
-    assert len(fallbacks) >= 10
+    assert len(fallbacks) > 10
     assert any("flip state/ocdbt" in name for name in fallbacks)
     assert "Traceback" not in capfd.readouterr().err
 
