@@ -1,0 +1,1 @@
+"""Pallas kernels, each beside the plain JAX formulation that says what it computes."""
