@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # A room -> the rooms of swin_jax it may import. `commands` is the room of modules directly in swin_jax.
 ALLOWED = {
     "nn": {"nn", "errors"},
-    "models": {"nn", "models", "errors"},
+    "models": {"nn", "kernels", "models", "errors"},
     "data": {"data", "errors"},
     "convert": {"nn", "models", "convert", "errors"},
     "kernels": {"nn", "kernels", "errors"},

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-
-# Loads and stores are masked there; that no map is so large matters to the interpreter alone, where a masked store writes
-# back what it found, and so must not find what another token writes.
+# Loads and stores are masked there. That no map is so large matters to the interpreter alone: its masked store writes
+# back what it found, so it must not find what another token writes.
 NO_ROW = 2**30
 
 
@@ -25,7 +24,7 @@ class Places(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class WindowLayout:
-    """The windows of a map that was padded at the bottom and right and rolled by -shift (arXiv 2103.14030, section 3.2).
+    """The windows of a map, padded at the bottom and right and rolled by -shift (arXiv 2103.14030, section 3.2).
 
     `roll_first`, `attend_padding`: of `window_padding` in `nn.windows.shifted_window_attention`, roll_pad is
     (True, True), pad_roll (False, True) and masked (False, False).

@@ -10,13 +10,18 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from swin_jax.nn.blocks import DropPath, LayerNorm, Mlp, rematerialized
+from swin_jax.kernels.fused_window_attention import FusedWindowAttention
+from swin_jax.nn.blocks import DropPath, LayerNorm, Mlp
 from swin_jax.nn.embed import PatchEmbed, PatchMerging
+from swin_jax.nn.implementations import PLATFORMS, choose_attention, cudnn_window_attention
 from swin_jax.nn.initializers import dense_factory, init_scheme
+from swin_jax.nn.layers import run_layers
 from swin_jax.nn.rng import child
 from swin_jax.nn.sizes import as_pair
 from swin_jax.nn.types import Dense, MlpFactory, NormFactory, WindowAttentionFactory
 from swin_jax.nn.windows import WINDOW_PADDINGS, WindowAttention, shifted_window_attention
+
+_OTHER_ATTENTION = {"cudnn": partial(WindowAttention, core=cudnn_window_attention), "pallas": FusedWindowAttention}
 
 
 class SwinBlock(nnx.Module):
@@ -77,17 +82,14 @@ class SwinBlock(nnx.Module):
 class SwinStage(nnx.Module):
     """Blocks at one resolution, every second one shifted, behind the patch merging that leads there."""
 
-    def __init__(self, downsample: nnx.Module | None, blocks: Sequence[nnx.Module], *, remat: bool):
+    def __init__(self, downsample: nnx.Module | None, blocks: Sequence[nnx.Module], *, remat: bool, scan: bool):
         self.downsample = downsample
         self.blocks = nnx.List(blocks)
-        self.remat = remat
+        self.remat, self.scan = remat, scan
 
     def __call__(self, x: Array, *, rngs: nnx.Rngs | None = None) -> Array:
         x = self.downsample(x) if self.downsample else x
-        for index, block in enumerate(self.blocks):
-            block_rngs = child(rngs, "blocks", index)
-            x = rematerialized(block, x, block_rngs) if self.remat else block(x, rngs=block_rngs)
-        return x
+        return run_layers(self.blocks, x, name="blocks", rngs=rngs, remat=self.remat, scan=self.scan, period=2)
 
 
 class SwinTransformer(nnx.Module):
@@ -105,6 +107,8 @@ class SwinTransformer(nnx.Module):
         num_classes: 0 for no head; the model then returns the pooled features.
         init: see `init_scheme`. dtype: of the computation. param_dtype: of the parameters.
         remat: recompute each block in the backward pass: less memory, about a third more time.
+        scan: run the blocks of a stage as a `lax.scan` over pairs: compiles sooner, see docs/performance.md.
+        attention_implementation: "xla", "cudnn", "pallas" (our kernel) or "auto", see docs/performance.md.
         block, attention, mlp, norm: factories, see `swin_jax/nn/types.py`.
     """
 
@@ -130,6 +134,8 @@ class SwinTransformer(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         remat: bool = False,
+        scan: bool = False,
+        attention_implementation: str = "auto",
         block: Any = SwinBlock,
         attention: WindowAttentionFactory = WindowAttention,
         mlp: MlpFactory = Mlp,
@@ -145,6 +151,16 @@ class SwinTransformer(nnx.Module):
             raise ValueError(f"{image_size=} must be divisible by {patch_size=}")
         if window_padding not in WINDOW_PADDINGS:
             raise ValueError(f"{window_padding=} is none of {WINDOW_PADDINGS}")
+        attention = choose_attention(
+            attention,
+            attention_implementation,
+            default=WindowAttention,
+            others=_OTHER_ATTENTION,
+            platforms={**PLATFORMS, "pallas": ("gpu",)},
+            dtype=dtype,
+            head_dim=embed_dim // num_heads[0],
+            attention_dropout_rate=attention_dropout_rate,
+        )
         scheme = init_scheme(init, conv_fan_in=in_channels * patch_size[0] * patch_size[1])
         dense = dense_factory(scheme.dense, dtype=dtype, param_dtype=param_dtype)
         norm = partial(norm, epsilon=norm_eps, dtype=dtype, param_dtype=param_dtype)
@@ -190,7 +206,7 @@ class SwinTransformer(nnx.Module):
                 )
                 for number in range(depth)
             ]
-            stages.append(SwinStage(downsample, blocks, remat=remat))
+            stages.append(SwinStage(downsample, blocks, remat=remat, scan=scan))
         self.stages = nnx.List(stages)
         self.norm = norm(self.num_features, rngs=child(rngs, "norm"))
         self.head = dense(self.num_features, num_classes, rngs=child(rngs, "head")) if num_classes else None

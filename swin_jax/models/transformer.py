@@ -15,10 +15,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from swin_jax.nn.attention import MultiHeadAttention
-from swin_jax.nn.blocks import DecoderBlock, EncoderBlock, LayerNorm, Mlp, gelu, rematerialized
+from swin_jax.nn.blocks import DecoderBlock, EncoderBlock, LayerNorm, Mlp, gelu
 from swin_jax.nn.cache import DecodingCache
 from swin_jax.nn.embed import TokenEmbed
+from swin_jax.nn.implementations import MULTI_HEAD, choose_attention
 from swin_jax.nn.initializers import dense_factory, init_scheme
+from swin_jax.nn.layers import run_layers
 from swin_jax.nn.masks import causal_mask, combine_masks, prefix_mask, segment_mask, segment_positions
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import AttentionFactory, MlpFactory, NormFactory
@@ -45,6 +47,9 @@ class _TextTransformer(nnx.Module):
             branches' last layers start smaller by sqrt(2 depth), as GPT-2's.
         tie_embeddings: predict with the embedding table; else with a linear layer. `logits_bias` adds a bias to either.
         init: see `init_scheme`; embeddings are normal.
+        scan: run the blocks of an encoder or decoder as a `lax.scan`; decoding with a cache stays a loop.
+        attention_implementation: as in `VisionTransformer`, of self-attention; cross-attention and decoding with a
+            cache stay with "xla".
         dtype, param_dtype, remat, attention, mlp, norm: as in `SwinTransformer`; `block` is an encoder block for
             `MaskedTransformer`, a decoder block for the others.
     """
@@ -76,6 +81,8 @@ class _TextTransformer(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         remat: bool = False,
+        scan: bool = False,
+        attention_implementation: str = "auto",
         block: Any = None,
         attention: AttentionFactory = MultiHeadAttention,
         mlp: MlpFactory = Mlp,
@@ -86,6 +93,15 @@ class _TextTransformer(nnx.Module):
             raise ValueError(f"{embed_dim=} must be divisible by {num_heads=}")
         if activation not in _ACTIVATIONS:
             raise ValueError(f"{activation=} is none of {', '.join(map(repr, _ACTIVATIONS))}")
+        attention = choose_attention(
+            attention,
+            attention_implementation,
+            default=MultiHeadAttention,
+            others=MULTI_HEAD,
+            dtype=dtype,
+            head_dim=embed_dim // num_heads,
+            attention_dropout_rate=attention_dropout_rate,
+        )
         dense = dense_factory(init_scheme(init, conv_fan_in=1).dense, dtype=dtype, param_dtype=param_dtype)
         norm = partial(norm, epsilon=norm_eps, dtype=dtype, param_dtype=param_dtype)
         is_rotary = positions == "rotary"
@@ -114,7 +130,8 @@ class _TextTransformer(nnx.Module):
             return None if post_norm else norm(embed_dim, rngs=child(rngs, name))
 
         self.vocab_size, self.max_length, self.num_features = vocab_size, max_length, embed_dim
-        self.num_heads, self.is_rotary, self.dtype, self.remat = num_heads, is_rotary, dtype, remat
+        self.num_heads, self.is_rotary, self.dtype = num_heads, is_rotary, dtype
+        self.remat, self.scan = remat, scan
         self.embed = TokenEmbed(
             vocab_size,
             embed_dim,
@@ -153,16 +170,11 @@ class _TextTransformer(nnx.Module):
         mask = None if segments is None else segment_mask(segments, segments)
         inputs = {"mask": mask, "positions": positions if self.is_rotary else None}
         x = self.embed(tokens, positions, rngs=child(rngs, "encoder_embed"))
-        for index, block in enumerate(self.encoder):
-            block_rngs = child(rngs, "encoder", index)
-            x = rematerialized(block, x, block_rngs, **inputs) if self.remat else block(x, rngs=block_rngs, **inputs)
+        x = run_layers(self.encoder, x, name="encoder", rngs=rngs, remat=self.remat, scan=self.scan, **inputs)
         return self.encoder_norm(x) if self.encoder_norm else x
 
     def _run_decoder(self, x: Array, rngs: nnx.Rngs | None, **inputs: Any) -> Array:
-        for index, block in enumerate(self.decoder):
-            block_rngs = child(rngs, "decoder", index)
-            call = partial(rematerialized, block, x, block_rngs) if self.remat else partial(block, x, rngs=block_rngs)
-            x, _ = call(**inputs)
+        x = run_layers(self.decoder, x, name="decoder", rngs=rngs, remat=self.remat, scan=self.scan, **inputs)
         return self._logits(self.decoder_norm(x) if self.decoder_norm else x)
 
     def _logits(self, x: Array) -> Array:

@@ -12,9 +12,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from swin_jax.nn.attention import MultiHeadAttention
-from swin_jax.nn.blocks import EncoderBlock, LayerNorm, LayerScale, Mlp, gelu, rematerialized
+from swin_jax.nn.blocks import EncoderBlock, LayerNorm, LayerScale, Mlp, gelu
 from swin_jax.nn.embed import PatchEmbed, resize_position_embedding, sincos_position_embedding_2d
+from swin_jax.nn.implementations import MULTI_HEAD, choose_attention
 from swin_jax.nn.initializers import dense_factory, init_scheme
+from swin_jax.nn.layers import run_layers
 from swin_jax.nn.rng import child
 from swin_jax.nn.sizes import as_pair
 from swin_jax.nn.types import AttentionFactory, Dense, MlpFactory, NormFactory
@@ -70,6 +72,8 @@ class VisionTransformer(nnx.Module):
             "constant", the same for all (the official DeiT-III).
         num_classes: 0 for no head; the model then returns the pooled features.
         zero_head: start the head at zero.
+        scan: run the blocks as a `lax.scan`: compiles sooner, see docs/performance.md.
+        attention_implementation: "xla", "cudnn", "pallas" (JAX's) or "auto", see docs/performance.md.
         init, dtype, param_dtype, remat, block, attention, mlp, norm: as in `SwinTransformer`.
     """
 
@@ -105,6 +109,8 @@ class VisionTransformer(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         remat: bool = False,
+        scan: bool = False,
+        attention_implementation: str = "auto",
         block: Any = EncoderBlock,
         attention: AttentionFactory = MultiHeadAttention,
         mlp: MlpFactory = Mlp,
@@ -116,6 +122,15 @@ class VisionTransformer(nnx.Module):
         _check(image_size, patch_size, pool, class_token, distilled, pos_embed, activation)
         if drop_path_schedule not in ("linear", "constant"):
             raise ValueError(f"{drop_path_schedule=} is none of 'linear', 'constant'")
+        attention = choose_attention(
+            attention,
+            attention_implementation,
+            default=MultiHeadAttention,
+            others=MULTI_HEAD,
+            dtype=dtype,
+            head_dim=embed_dim // num_heads,
+            attention_dropout_rate=attention_dropout_rate,
+        )
         scheme = init_scheme(init, conv_fan_in=in_channels * patch_size[0] * patch_size[1])
         dense = dense_factory(scheme.dense, dtype=dtype, param_dtype=param_dtype)
         head_init = nnx.initializers.zeros if zero_head else scheme.dense
@@ -128,7 +143,7 @@ class VisionTransformer(nnx.Module):
                 LayerScale, embed_dim, init_value=layer_scale_init, dtype=dtype, param_dtype=param_dtype
             )
 
-        self.num_features, self.dtype, self.pool, self.remat = embed_dim, dtype, pool, remat
+        self.num_features, self.dtype, self.pool, self.remat, self.scan = embed_dim, dtype, pool, remat, scan
         self.pos_embed_prefix, self.pos_embed_antialias = pos_embed_prefix, pos_embed_antialias
         self.patch_embed = PatchEmbed(
             in_channels,
@@ -208,9 +223,7 @@ class VisionTransformer(nnx.Module):
         """Return the tokens after the last block and its norm, `[B, prefix + N, C]`, and their grid."""
         x, grid_size = self._embed(images)
         x = self.dropout(x, deterministic=rngs is None, rngs=child(rngs, "dropout"))
-        for index, block in enumerate(self.blocks):
-            block_rngs = child(rngs, "blocks", index)
-            x = rematerialized(block, x, block_rngs) if self.remat else block(x, rngs=block_rngs)
+        x = run_layers(self.blocks, x, name="blocks", rngs=rngs, remat=self.remat, scan=self.scan)
         return (self.norm(x) if self.norm else x), grid_size
 
     def features(self, images: Array, *, rngs: nnx.Rngs | None = None) -> tuple[Array]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -28,6 +28,11 @@ def recorded_attention() -> Iterator[list[Array]]:
         yield maps
     finally:
         _recorder.reset(token)
+
+
+def is_recording() -> bool:
+    """Return whether `recorded_attention` is on."""
+    return _recorder.get() is not None
 
 
 def dot_product_attention(
@@ -106,7 +111,8 @@ class MultiHeadAttention(nnx.Module):
 
     Query, key and value share one kernel `[C, 3, heads, head_dim]`, so self-attention projects in one matrix product;
     cross-attention uses its query part on `x` and its key and value parts on `context`. With `rotary`, self-attention
-    turns queries and keys by their positions (see `embed.rotate`).
+    turns queries and keys by their positions (see `embed.rotate`). `core` is `dot_product_attention` or another one of
+    `implementations.py`; decoding with a cache is always by the former.
     """
 
     def __init__(
@@ -117,6 +123,7 @@ class MultiHeadAttention(nnx.Module):
         qkv_bias: bool = True,
         dropout_rate: float = 0.0,
         rotary: bool = False,
+        core: Callable[..., Array] = dot_product_attention,
         dense: Dense = nnx.LinearGeneral,
         rngs: nnx.Rngs,
     ):
@@ -125,7 +132,7 @@ class MultiHeadAttention(nnx.Module):
         head_dim = embed_dim // num_heads
         if rotary and head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, not {embed_dim=} / {num_heads=}")
-        self.dropout_rate, self.rotary = dropout_rate, rotary
+        self.dropout_rate, self.rotary, self.core = dropout_rate, rotary, core
         self.qkv = dense(embed_dim, (3, num_heads, head_dim), use_bias=qkv_bias, rngs=child(rngs, "qkv"))
         self.proj = dense(embed_dim, embed_dim, rngs=child(rngs, "proj"))
 
@@ -150,9 +157,7 @@ class MultiHeadAttention(nnx.Module):
         else:
             query = self._project(x, slice(0, 1))[..., 0, :, :]
             key, value = context if isinstance(context, KeysValues) else self.keys_values(context)
-        attended = dot_product_attention(
-            query, key, value, bias=bias, mask=mask, dropout_rate=self.dropout_rate, rngs=rngs
-        )
+        attended = self.core(query, key, value, bias=bias, mask=mask, dropout_rate=self.dropout_rate, rngs=rngs)
         return self.proj(attended.reshape(x.shape))
 
     def extend(

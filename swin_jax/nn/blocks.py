@@ -54,10 +54,11 @@ class DropPath(nnx.Module):
         self.rate = rate
 
     def __call__(self, x: Array, *, rngs: nnx.Rngs | None = None) -> Array:
-        if rngs is None or self.rate == 0.0:
+        is_known = not isinstance(self.rate, jax.Array)  # in a scan over layers it is an array
+        if rngs is None or (is_known and self.rate == 0.0):
             return x
         keep = jax.random.bernoulli(rngs.dropout(), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+        return jnp.where(keep, x / jnp.asarray(1.0 - self.rate, x.dtype), 0.0).astype(x.dtype)
 
 
 class LayerScale(nnx.Module):

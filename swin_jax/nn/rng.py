@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 
-def child(rngs: nnx.Rngs | None, *path: str | int) -> nnx.Rngs | None:
+def child(rngs: nnx.Rngs | None, *path: str | int | jax.Array) -> nnx.Rngs | None:
     """Return the `Rngs` of a sub-layer: every stream's key folded with each part of `path`; None stays None.
 
     Unlike `rngs.fork()`, this neither counts up nor depends on what was drawn before: it is a function of (key, path).
@@ -17,6 +17,6 @@ def child(rngs: nnx.Rngs | None, *path: str | int) -> nnx.Rngs | None:
     for name, stream in rngs.items():
         key = stream.key[...]
         for part in path:
-            key = jax.random.fold_in(key, part if isinstance(part, int) else zlib.crc32(part.encode()))
+            key = jax.random.fold_in(key, zlib.crc32(part.encode()) if isinstance(part, str) else part)
         streams[name] = key
     return nnx.Rngs(**streams)

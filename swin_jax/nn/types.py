@@ -62,7 +62,9 @@ class AttentionFactory(Protocol):
 
 class WindowAttention(Protocol):
     """Attention inside each window. `window_size` is that of this call, at most the one given to the factory (a small
-    map shrinks it); `mask` is None or `[nW, 1, M, M]`, one for each window of an image."""
+    map shrinks it); `mask` is None or `[nW, 1, M, M]`, one for each window of an image.
+
+    One that has `attend_map`, as `kernels.FusedWindowAttention`, is given the map instead, not cut into windows."""
 
     def __call__(
         self, windows: Array, *, window_size: tuple[int, int], mask: Array | None = None, rngs: nnx.Rngs | None = None

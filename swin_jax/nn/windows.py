@@ -1,5 +1,6 @@
 """Windows of a feature map and the attention inside them (Swin, arXiv 2103.14030, section 3.2)."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from swin_jax.nn import types
-from swin_jax.nn.attention import dot_product_attention
+from swin_jax.nn.attention import dot_product_attention, is_recording
 from swin_jax.nn.masks import shifted_window_mask
 from swin_jax.nn.rng import child
 
@@ -69,13 +70,14 @@ class WindowAttention(nnx.Module):
         window_size: tuple[int, int],
         qkv_bias: bool = True,
         dropout_rate: float = 0.0,
+        core: Callable[..., Array] = dot_product_attention,
         dense: types.Dense,
         rngs: nnx.Rngs,
     ):
         if embed_dim % num_heads:
             raise ValueError(f"{embed_dim=} must be divisible by {num_heads=}")
         self.table_size = window_size
-        self.dropout_rate = dropout_rate
+        self.dropout_rate, self.core = dropout_rate, core
         self.qkv = dense(embed_dim, (3, num_heads, embed_dim // num_heads), use_bias=qkv_bias, rngs=child(rngs, "qkv"))
         self.proj = dense(embed_dim, embed_dim, rngs=child(rngs, "proj"))
         offsets = (2 * window_size[0] - 1) * (2 * window_size[1] - 1)
@@ -92,12 +94,14 @@ class WindowAttention(nnx.Module):
         if mask is not None:
             qkv = qkv.reshape(-1, mask.shape[0], *qkv.shape[1:])  # [B, nW, M, 3, heads, head_dim]
         query, key, value = jnp.moveaxis(qkv, -3, 0)
-        index = relative_position_index(window_size, self.table_size)
-        bias = self.relative_position_bias_table[...][index].transpose(2, 0, 1)  # [heads, M, M]
-        attended = dot_product_attention(
-            query, key, value, bias=bias, mask=mask, dropout_rate=self.dropout_rate, rngs=rngs
-        )
+        bias = self.relative_position_bias(window_size)
+        attended = self.core(query, key, value, bias=bias, mask=mask, dropout_rate=self.dropout_rate, rngs=rngs)
         return self.proj(attended.reshape(windows.shape))
+
+    def relative_position_bias(self, window_size: tuple[int, int]) -> Array:
+        """Return `[heads, M, M]`."""
+        index = relative_position_index(window_size, self.table_size)
+        return self.relative_position_bias_table[...][index].transpose(2, 0, 1)
 
 
 def shifted_window_attention(
@@ -124,6 +128,8 @@ def shifted_window_attention(
     sides = zip(map_size, window_size, strict=True)
     shift = tuple(window // 2 if shifted and size > window else 0 for size, window in sides)
     window_size = tuple(min(size, window) for size, window in zip(map_size, window_size, strict=True))
+    if hasattr(attention, "attend_map") and not is_recording():  # it does all that follows by itself
+        return attention.attend_map(x, window_size=window_size, shift=shift, window_padding=window_padding)
     padding = tuple(-size % window for size, window in zip(map_size, window_size, strict=True))
     padded_size = (map_size[0] + padding[0], map_size[1] + padding[1])
     attend_padding = window_padding != "masked" or not any(padding)
