@@ -50,7 +50,7 @@ def interpreted(*args, **options):
 
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_kernel_computes_what_the_reference_does(case, monkeypatch):
-    monkeypatch.setattr(window_kernels, "PROGRAMS", 2)  # several windows to a program
+    monkeypatch.setattr(window_kernels, "PROGRAMS", 4)  # several programs, several windows to each
     layout, batch = LAYOUTS[case]
     inputs = random_inputs(layout, batch)
     found = outcome_and_gradients(interpreted, layout, inputs)
