@@ -1,5 +1,6 @@
 """The layout's arithmetic against the map that is really padded, rolled and cut."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,17 +33,20 @@ def test_places_and_sight_are_those_of_the_rolled_map(layout):
     expected = np.asarray(window_partition(jnp.asarray(rows), layout.window_size))[..., 0]
     mask = shifted_window_mask(layout.map_size, layout.window_size, layout.shift, attend_padding=layout.attend_padding)
     tokens = jnp.arange(layout.tokens + 3)  # the last three are none
-    for window in range(batch * layout.windows):
+
+    @jax.jit
+    @jax.vmap
+    def look(window):
         places = layout.places(window, tokens)
-        np.testing.assert_array_equal(places.row[: layout.tokens], expected[window])
-        np.testing.assert_array_equal(places.is_token, np.arange(layout.tokens + 3) < layout.tokens)
-        seen = np.asarray(sees(places, places))
-        assert not seen[:, layout.tokens :].any()
-        everybody = np.ones((layout.tokens, layout.tokens), bool)
-        np.testing.assert_array_equal(
-            seen[: layout.tokens, : layout.tokens],
-            everybody if mask is None else mask[window % layout.windows, 0],
-        )
+        return places.row, places.is_token, sees(places, places)
+
+    row, is_token, seen = map(np.asarray, look(jnp.arange(batch * layout.windows)))
+    np.testing.assert_array_equal(row[:, : layout.tokens], expected)
+    np.testing.assert_array_equal(is_token, np.tile(np.arange(layout.tokens + 3) < layout.tokens, (len(row), 1)))
+    assert not seen[..., layout.tokens :].any()
+    seen = seen[:, : layout.tokens, : layout.tokens]
+    everybody = np.ones((layout.windows, layout.tokens, layout.tokens), bool)
+    np.testing.assert_array_equal(seen, np.tile(everybody if mask is None else mask[:, 0], (batch, 1, 1)))
     assert layout.masks(layout.tokens) == (mask is not None)
 
 
