@@ -9,6 +9,8 @@ windows, goes to a place of the program's own, and is summed over programs at th
 """
 
 import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +19,14 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from swin_jax.kernels.window_kernels import Sizes, backward_kernel, forward_kernel
+from swin_jax.kernels.window_kernels import (
+    Sizes,
+    backward_bias_kernel,
+    backward_kernel,
+    backward_key_value_kernel,
+    backward_query_kernel,
+    forward_kernel,
+)
 from swin_jax.kernels.window_layout import WindowLayout
 from swin_jax.nn.attention import dot_product_attention
 from swin_jax.nn.masks import shifted_window_mask
@@ -111,42 +120,39 @@ def _backward(layout: WindowLayout, interpret: bool, residuals: Any, d_out: Arra
     sizes = Sizes.of(qkv, layout)
     flat_out = (sizes.rows, sizes.heads, sizes.head_dim)
     inputs = (
-        qkv.reshape(sizes.rows, 3, *flat_out[1:]),
+        qkv.reshape(sizes.rows, 3, sizes.heads, sizes.head_dim),
         sizes.pad_bias(bias),
         scale,
         out.reshape(flat_out),
         log_sums,
         d_out.astype(qkv.dtype).reshape(flat_out),
     )
+    tiles = sizes.tiles
 
-    def run(name: str, grid: tuple[int, int], d_qkv: Array | None = None) -> list[Array]:
-        """Run the backward kernel for some of the gradients: those of "qkv" and "bias" in `name`, or of parts."""
-        per_program = sizes.windows_per_program(sizes.heads * grid[0] * grid[1])
+    def run(kernel: Callable, tile_grid: tuple[int, ...], outputs: Sequence[str], aliased: Array | None = None):
+        per_program = sizes.windows_per_program(sizes.heads * math.prod(tile_grid))
         groups = sizes.windows // per_program
-        shapes = []
-        if name != "bias":
-            shapes.append(jax.ShapeDtypeStruct(inputs[0].shape, qkv.dtype))
-        if "bias" in name:
-            shape = (groups, sizes.heads, sizes.padded_tokens, sizes.padded_tokens)
-            shapes.append(jax.ShapeDtypeStruct(shape, jnp.float32))
-        given = inputs if d_qkv is None else (*inputs, d_qkv)
+        shapes = {
+            "qkv": jax.ShapeDtypeStruct(inputs[0].shape, qkv.dtype),
+            # A place for each group of windows, to be summed.
+            "bias": jax.ShapeDtypeStruct((groups, sizes.heads, *(sizes.padded_tokens,) * 2), jnp.float32),
+        }
         return pl.pallas_call(
-            functools.partial(backward_kernel, wanted=name, sizes=sizes, per_program=per_program, tile_grid=grid),
-            out_shape=shapes,
-            grid=(sizes.heads, *grid, groups),
-            input_output_aliases={} if d_qkv is None else {len(inputs): 0},
+            functools.partial(kernel, sizes=sizes, per_program=per_program),
+            out_shape=[shapes[name] for name in outputs],
+            grid=(sizes.heads, *tile_grid, groups),
+            input_output_aliases={} if aliased is None else {len(inputs): 0},
             compiler_params=_COMPILER,
             interpret=interpret,
-            name=f"window_attention_backward_{name}",
-        )(*given)
+            name=f"window_attention_{kernel.__name__.removesuffix('_kernel')}",
+        )(*inputs, *(() if aliased is None else (aliased,)))
 
-    tiles = sizes.tiles
     if tiles == 1:
-        d_qkv, d_bias = run("qkv_bias", (1, 1))
+        d_qkv, d_bias = run(backward_kernel, (), ("qkv", "bias"))
     else:  # each sum over tiles is a program's own; the price is that scores are computed three times
-        (d_qkv,) = run("q", (tiles, 1))
-        (d_qkv,) = run("kv", (1, tiles), d_qkv)
-        (d_bias,) = run("bias", (tiles, tiles))
+        (d_queries,) = run(backward_query_kernel, (tiles,), ("qkv",))
+        (d_bias,) = run(backward_bias_kernel, (tiles, tiles), ("bias",))
+        (d_qkv,) = run(backward_key_value_kernel, (tiles,), ("qkv",), aliased=d_queries)
     d_bias = d_bias.sum(axis=0)[:, : layout.tokens, : layout.tokens].astype(bias.dtype)
     # A score is scale · q kᵀ + bias, so the gradient of scale is that of q, times q, without another kernel.
     d_scale = jnp.einsum("rhd,rhd->h", d_qkv[:, 0].astype(jnp.float32), inputs[0][:, 0].astype(jnp.float32)) / scale

@@ -1,8 +1,8 @@
 """The bodies of the window-attention kernels; `window_attention.py` says what they compute and launches them."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -65,21 +65,19 @@ class Sizes:
 
 
 def forward_kernel(qkv_ref, bias_ref, scale_ref, out_ref, log_sums_ref, *, sizes: Sizes, per_program: int):
+    """Attend from one tile of queries, in one head, in each of the program's windows; a flash attention."""
     head, query_tile, group = (pl.program_id(axis) for axis in range(3))
-    scale, bias_tile = scale_ref[head], _bias_tiles(bias_ref, head, query_tile, 0, sizes)
+    scale, bias_tile = scale_ref[head], _bias_tiles(bias_ref, head, sizes)
 
-    def attend(number, nothing):
-        window = group * per_program + number
-        queries = sizes.layout.places(window, _tile_tokens(query_tile, sizes))
+    def attend(window):
+        queries = sizes.layout.places(window, _tokens(query_tile, sizes))
         query = _load(qkv_ref, queries, sizes, 0, head)
 
         def add_keys(key_tile, carry):
             highest, total, weighted = carry
-            keys = sizes.layout.places(window, _tile_tokens(key_tile, sizes))
+            keys = sizes.layout.places(window, _tokens(key_tile, sizes))
             key, value = (_load(qkv_ref, keys, sizes, part, head) for part in (1, 2))
-            scores = _dot(query, key.T) * scale + bias_tile(query_tile, key_tile)
-            if sizes.layout.masks(sizes.tile):
-                scores = jnp.where(sees(queries, keys), scores, -jnp.inf)
+            scores = _scores(query, key, scale, bias_tile(query_tile, key_tile), queries, keys, sizes)
             new_highest = jnp.maximum(highest, scores.max(axis=1))
             reference = _finite(new_highest)
             weights = jnp.exp(scores - reference[:, None])
@@ -88,55 +86,114 @@ def forward_kernel(qkv_ref, bias_ref, scale_ref, out_ref, log_sums_ref, *, sizes
             weighted = weighted * shrink[:, None] + _dot(weights.astype(value.dtype), value)
             return new_highest, total, weighted
 
-        start = (
-            jnp.full((sizes.tile,), -jnp.inf, jnp.float32),
-            jnp.zeros((sizes.tile,), jnp.float32),
-            jnp.zeros((sizes.tile, sizes.padded_head_dim), jnp.float32),
-        )
-        highest, total, weighted = _repeat(sizes.tiles, add_keys, start)
+        nothing_yet = jnp.full((sizes.tile,), -jnp.inf, jnp.float32), jnp.zeros((sizes.tile,)), _zeros(sizes)
+        highest, total, weighted = _repeat(sizes.tiles, add_keys, nothing_yet)
         total = jnp.where(total == 0.0, 1.0, total)  # of a query that sees nothing: its outcome is 0
         _store(out_ref, weighted / total[:, None], queries, sizes, head)
-        log_sums_ref[window, head, pl.ds(query_tile * sizes.tile, sizes.tile)] = _finite(highest) + jnp.log(total)
-        return nothing
+        log_sums_ref[window, head, _slice(query_tile, sizes)] = _finite(highest) + jnp.log(total)
 
-    _repeat(per_program, attend, 0)
+    _for_each_window(group, per_program, attend)
 
 
-def backward_kernel(
-    qkv_ref,
-    bias_ref,
-    scale_ref,
-    out_ref,
-    log_sums_ref,
-    d_out_ref,
-    *refs,
-    wanted: str,
-    sizes: Sizes,
-    per_program: int,
-    tile_grid: tuple[int, int],
-):
-    """Compute the gradients of "qkv_bias" (windows of one tile), or of "q", "kv" or "bias" alone.
+def backward_kernel(*refs, sizes: Sizes, per_program: int):
+    """Compute the gradients of qkv, and of the bias, for windows of one tile."""
+    *inputs, d_qkv_ref, d_bias_ref = refs
+    head, group = pl.program_id(0), pl.program_id(1)
+    pair_of = _pairs(inputs, head, sizes)
 
-    A program has one tile of queries if the grid counts them, else all of them in turn; so also for keys.
-    """
-    refs = refs[-1 - (wanted == "qkv_bias") :]  # without the aliased input
-    d_qkv_ref, d_bias_ref = refs[0], refs[-1]
-    head, own_query_tile, own_key_tile, group = (pl.program_id(axis) for axis in range(4))
-    scale = scale_ref[head]
-    bias_tile = _bias_tiles(bias_ref, head, own_query_tile, own_key_tile, sizes)
-    zeros = jnp.zeros((sizes.tile, sizes.padded_head_dim), jnp.float32)
+    def one_window(window, d_bias):
+        pair = pair_of(window, 0, 0)
+        _store(d_qkv_ref, pair.d_query(), pair.queries, sizes, 0, head)
+        _store(d_qkv_ref, pair.d_key(), pair.keys, sizes, 1, head)
+        _store(d_qkv_ref, pair.d_value(), pair.keys, sizes, 2, head)
+        return d_bias + pair.d_scores
 
-    def pair(window, query_tile, key_tile):
-        """Return what a tile of queries and one of keys share: probabilities, the scores' gradient, the operands."""
-        queries = sizes.layout.places(window, _tile_tokens(query_tile, sizes))
-        keys = sizes.layout.places(window, _tile_tokens(key_tile, sizes))
+    d_bias = jnp.zeros((sizes.tile, sizes.tile), jnp.float32)
+    d_bias_ref[group, head] = _for_each_window(group, per_program, one_window, d_bias)
+
+
+def backward_query_kernel(*refs, sizes: Sizes, per_program: int):
+    """Compute the gradient of one tile of queries: a sum over the tiles of keys."""
+    *inputs, d_qkv_ref = refs
+    head, query_tile, group = (pl.program_id(axis) for axis in range(3))
+    pair_of = _pairs(inputs, head, sizes)
+
+    def one_window(window):
+        def add(key_tile, total):
+            return total + pair_of(window, query_tile, key_tile).d_query()
+
+        queries = sizes.layout.places(window, _tokens(query_tile, sizes))
+        _store(d_qkv_ref, _repeat(sizes.tiles, add, _zeros(sizes)), queries, sizes, 0, head)
+
+    _for_each_window(group, per_program, one_window)
+
+
+def backward_key_value_kernel(*refs, sizes: Sizes, per_program: int):
+    """Compute the gradients of one tile of keys and values: sums over the tiles of queries."""
+    *inputs, _, d_qkv_ref = refs  # the last input is the output, with the queries' gradient in it
+    head, key_tile, group = (pl.program_id(axis) for axis in range(3))
+    pair_of = _pairs(inputs, head, sizes)
+
+    def one_window(window):
+        def add(query_tile, totals):
+            pair = pair_of(window, query_tile, key_tile)
+            return totals[0] + pair.d_key(), totals[1] + pair.d_value()
+
+        keys = sizes.layout.places(window, _tokens(key_tile, sizes))
+        d_key, d_value = _repeat(sizes.tiles, add, (_zeros(sizes), _zeros(sizes)))
+        _store(d_qkv_ref, d_key, keys, sizes, 1, head)
+        _store(d_qkv_ref, d_value, keys, sizes, 2, head)
+
+    _for_each_window(group, per_program, one_window)
+
+
+def backward_bias_kernel(*refs, sizes: Sizes, per_program: int):
+    """Compute the gradient of one tile of the bias: a sum over windows."""
+    *inputs, d_bias_ref = refs
+    head, query_tile, key_tile, group = (pl.program_id(axis) for axis in range(4))
+    pair_of = _pairs(inputs, head, sizes)
+
+    def one_window(window, d_bias):
+        return d_bias + pair_of(window, query_tile, key_tile).d_scores
+
+    d_bias = _for_each_window(group, per_program, one_window, jnp.zeros((sizes.tile, sizes.tile), jnp.float32))
+    d_bias_ref[group, head, _slice(query_tile, sizes), _slice(key_tile, sizes)] = d_bias
+
+
+class _Pair(NamedTuple):
+    """What the backward pass computes anew of a tile of queries and a tile of keys."""
+
+    queries: Places
+    keys: Places
+    query: Array  # [T, head_dim], as key and d_out
+    key: Array
+    d_out: Array
+    scale: Array
+    probabilities: Array  # [T, T], as d_scores
+    d_scores: Array
+
+    def d_query(self) -> Array:
+        return _dot(self.d_scores.astype(self.key.dtype), self.key) * self.scale
+
+    def d_key(self) -> Array:
+        return _dot(self.d_scores.T.astype(self.query.dtype), self.query) * self.scale
+
+    def d_value(self) -> Array:
+        return _dot(self.probabilities.T.astype(self.d_out.dtype), self.d_out)
+
+
+def _pairs(inputs: Sequence[Any], head: Any, sizes: Sizes) -> Callable[[Any, Any, Any], _Pair]:
+    """Return a function from (window, tile of queries, tile of keys) to their `_Pair`."""
+    qkv_ref, bias_ref, scale_ref, out_ref, log_sums_ref, d_out_ref = inputs
+    scale, bias_tile = scale_ref[head], _bias_tiles(bias_ref, head, sizes)
+
+    def pair_of(window: Any, query_tile: Any, key_tile: Any) -> _Pair:
+        queries = sizes.layout.places(window, _tokens(query_tile, sizes))
+        keys = sizes.layout.places(window, _tokens(key_tile, sizes))
         query, key, value = (_load(qkv_ref, at, sizes, part, head) for part, at in enumerate((queries, keys, keys)))
         d_out = _load(d_out_ref, queries, sizes, head)
-        log_sums = log_sums_ref[window, head, pl.ds(query_tile * sizes.tile, sizes.tile)]
-        scores = _dot(query, key.T) * scale + bias_tile(query_tile, key_tile)
-        if sizes.layout.masks(sizes.tile):
-            scores = jnp.where(sees(queries, keys), scores, -jnp.inf)
-        probabilities = jnp.exp(scores - log_sums[:, None])
+        scores = _scores(query, key, scale, bias_tile(query_tile, key_tile), queries, keys, sizes)
+        probabilities = jnp.exp(scores - log_sums_ref[window, head, _slice(query_tile, sizes)][:, None])
         d_probabilities = _dot(d_out, value.T)
         if sizes.tiles == 1:  # whole rows are here
             mean = (probabilities * d_probabilities).sum(axis=1)
@@ -144,49 +201,25 @@ def backward_kernel(
             out = _load(out_ref, queries, sizes, head)
             mean = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=1)
         d_scores = probabilities * (d_probabilities - mean[:, None])
-        return queries, keys, query, key, d_out, probabilities, d_scores
+        return _Pair(queries, keys, query, key, d_out, scale, probabilities, d_scores)
 
-    def d_query(d_scores, key):
-        return _dot(d_scores.astype(key.dtype), key) * scale
+    return pair_of
 
-    def d_key_value(d_scores, query, probabilities, d_out):
-        d_key = _dot(d_scores.T.astype(query.dtype), query) * scale
-        return d_key, _dot(probabilities.T.astype(d_out.dtype), d_out)
 
-    def one_window(number, d_bias):
-        window = group * per_program + number
-        if wanted == "q":
+def _scores(query: Array, key: Array, scale: Any, bias: Array, queries: Places, keys: Places, sizes: Sizes) -> Array:
+    scores = _dot(query, key.T) * scale + bias
+    return jnp.where(sees(queries, keys), scores, -jnp.inf) if sizes.layout.masks(sizes.tile) else scores
 
-            def add_keys(key_tile, total):
-                _, _, _, key, _, _, d_scores = pair(window, own_query_tile, key_tile)
-                return total + d_query(d_scores, key)
 
-            queries = sizes.layout.places(window, _tile_tokens(own_query_tile, sizes))
-            _store(d_qkv_ref, _repeat(sizes.tiles, add_keys, zeros), queries, sizes, 0, head)
-            return d_bias
-        if wanted == "kv":
+def _for_each_window(group: Any, per_program: int, body: Callable[..., Any], *start: Any) -> Any:
+    """Call `body(window)` for the program's windows, or `body(window, sum) -> sum` if it begins with `start`."""
 
-            def add_queries(query_tile, totals):
-                _, _, query, _, d_out, probabilities, d_scores = pair(window, query_tile, own_key_tile)
-                parts = d_key_value(d_scores, query, probabilities, d_out)
-                return tuple(total + part for total, part in zip(totals, parts, strict=True))
+    def step(number, carry):
+        result = body(group * per_program + number, *carry)
+        return (result,) if start else ()
 
-            keys = sizes.layout.places(window, _tile_tokens(own_key_tile, sizes))
-            for part, gradient in enumerate(_repeat(sizes.tiles, add_queries, (zeros, zeros)), 1):
-                _store(d_qkv_ref, gradient, keys, sizes, part, head)
-            return d_bias
-        queries, keys, query, key, d_out, probabilities, d_scores = pair(window, own_query_tile, own_key_tile)
-        if wanted == "qkv_bias":
-            _store(d_qkv_ref, d_query(d_scores, key), queries, sizes, 0, head)
-            for part, gradient in enumerate(d_key_value(d_scores, query, probabilities, d_out), 1):
-                _store(d_qkv_ref, gradient, keys, sizes, part, head)
-        return d_bias + d_scores
-
-    if "bias" not in wanted:
-        _repeat(per_program, one_window, 0)
-        return
-    d_bias = _repeat(per_program, one_window, jnp.zeros((sizes.tile, sizes.tile), jnp.float32))
-    d_bias_ref[group, head, *_tile_slices(own_query_tile, own_key_tile, sizes)] = d_bias
+    carry = _repeat(per_program, step, start)
+    return carry[0] if start else None
 
 
 def _repeat(times: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
@@ -203,20 +236,24 @@ def _dot(a: Array, b: Array) -> Array:
     return lax.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _tile_tokens(tile: Any, sizes: Sizes) -> Array:
+def _zeros(sizes: Sizes) -> Array:
+    return jnp.zeros((sizes.tile, sizes.padded_head_dim), jnp.float32)
+
+
+def _tokens(tile: Any, sizes: Sizes) -> Array:
     return tile * sizes.tile + lax.iota(jnp.int32, sizes.tile)
 
 
-def _tile_slices(query_tile: Any, key_tile: Any, sizes: Sizes) -> tuple[Any, Any]:
-    return pl.ds(query_tile * sizes.tile, sizes.tile), pl.ds(key_tile * sizes.tile, sizes.tile)
+def _slice(tile: Any, sizes: Sizes) -> Any:
+    return pl.ds(tile * sizes.tile, sizes.tile)
 
 
-def _bias_tiles(bias_ref: Any, head: Any, query_tile: Any, key_tile: Any, sizes: Sizes) -> Callable[..., Array]:
+def _bias_tiles(bias_ref: Any, head: Any, sizes: Sizes) -> Callable[[Any, Any], Array]:
     """Return a function from two tiles to their bias; where there is one tile it is read once and stays on chip."""
     if sizes.tiles == 1:
-        only = bias_ref[head, *_tile_slices(query_tile, key_tile, sizes)]
+        only = bias_ref[head]
         return lambda query_tile, key_tile: only
-    return lambda query_tile, key_tile: bias_ref[head, *_tile_slices(query_tile, key_tile, sizes)]
+    return lambda query_tile, key_tile: bias_ref[head, _slice(query_tile, sizes), _slice(key_tile, sizes)]
 
 
 def _columns(sizes: Sizes) -> tuple[Array, Any]:
