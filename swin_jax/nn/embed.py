@@ -153,7 +153,8 @@ class TokenEmbed(nnx.Module):
         Raises ValueError for an id out of range; inside jit, where none can be raised, it embeds as NaN.
         """
         if not isinstance(tokens, jax.core.Tracer) and tokens.size:
-            lowest, highest = int(tokens.min()), int(tokens.max())
+            ids = np.asarray(tokens)  # inside jit an operation of JAX on constants would be traced
+            lowest, highest = int(ids.min()), int(ids.max())
             if lowest < 0 or highest >= self.vocab_size:
                 wrong = lowest if lowest < 0 else highest
                 raise ValueError(f"token id {wrong} is out of range for vocab_size={self.vocab_size}")
