@@ -18,6 +18,7 @@ ALLOWED = {
     "benchmarking": {"nn", "models", "data", "benchmarking", "errors"},
     "tasks": {"nn", "models", "data", "decoding", "tasks", "errors"},
     "training": {"nn", "models", "data", "decoding", "tasks", "convert", "training", "errors"},
+    "planning": {"planning", "errors"},
     "probing": {"data", "training", "probing", "errors"},
     "errors": set(),
 }

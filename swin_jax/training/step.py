@@ -66,6 +66,7 @@ def make_train_step(
 
             learned = choose(nothing, state.params)
             (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(learned)
+            grads = sharding.cut_as(grads, choose(nothing, abstract_state.params), mesh)
             return {**metrics, "loss": loss}, model_state, grads
 
         if accumulation_steps == 1:
