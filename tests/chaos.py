@@ -3,8 +3,9 @@
 python -m tests.chaos [--kills=25] [--seed=0] [--folder=DIR]       (make chaos)
 
 The victim is the real command, train.py, on scikit-learn's digits, with a checkpoint every four steps so that most
-moments are near one. The seed decides how each life ends: while it starts up, so many steps on, or in the middle of a
-save. Prints one JSON object; exits with 1 unless the last parameters are those of the other run bit for bit.
+moments are near one. The seed decides after how much of its own processor time each life ends: while it starts up, in a
+step or in a save. The kernel ends it then as kill -9 does, however busy the machine is. Prints one JSON object; exits
+with 1 unless the last parameters are those of the other run bit for bit.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -44,29 +46,23 @@ OVERRIDES = (
     "task.mixup_alpha=0.8",
 )
 TIMEOUT = 3600.0  # seconds for a life to come to where it is to end, on a machine that may be busy
-ENDS = {"start": 0.15, "steps": 0.45, "save": 0.4}  # where a life ends, with what probability
+LIFETIME = 2.0  # processor seconds that a life may have beyond those of a start with nothing to do
 
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """How a life ends: after so many of `what` (seconds of start-up, steps, begun saves), and a moment more."""
+    """How a life ends: after so many new `steps`, or saves begun (`save`), and a moment more, or processor seconds."""
 
-    what: str
+    what: str  # steps, save, seconds
     count: float
     moment: float = 0.0
-    signal: int = signal.SIGKILL
+    signal: int = signal.SIGKILL  # SIGPROF of those after processor seconds: the kernel's timer, and no less deadly
 
 
-def draw_ends(kills: int, seed: int, start_seconds: float) -> list[End]:
-    """Return how each of `kills` lives ends."""
-    rng, ends = np.random.default_rng(seed), []
-    for _ in range(kills):
-        what = str(rng.choice(list(ENDS), p=list(ENDS.values())))
-        if what == "start":
-            ends.append(End(what, float(rng.uniform(0, start_seconds))))
-        else:
-            ends.append(End(what, int(rng.integers(1, 9 if what == "steps" else 4)), float(rng.uniform(0, 0.12))))
-    return ends
+def draw_ends(kills: int, seed: int, start: float) -> list[End]:
+    """Return how each of `kills` lives ends, if starting up takes `start` processor seconds."""
+    moments = np.random.default_rng(seed).uniform(start / 2, start + LIFETIME, kills)
+    return [End("seconds", float(moment), signal=signal.SIGPROF) for moment in moments]
 
 
 class Victim:
@@ -83,16 +79,21 @@ class Victim:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         self.output = workdir.with_suffix(".log")
-        self.seconds = 0.0  # how long it took to come to the newest end
 
     def live(self, end: End | None = None) -> int:
         """Train until the end, or until `end`; return the exit code."""
         with self.output.open("a") as output:
+            timed = end is not None and end.what == "seconds"
             process = subprocess.Popen(
-                self.command, cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+                self.command,
+                cwd=ROOT,
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=(lambda: signal.setitimer(signal.ITIMER_PROF, end.count)) if timed else None,
             )
             try:
-                if end is not None and self._wait(end, process):
+                if end is not None and not timed and self._wait(end, process):
                     time.sleep(end.moment)
                     process.send_signal(end.signal)
                 return process.wait(TIMEOUT)
@@ -108,9 +109,7 @@ class Victim:
             assert elapsed < TIMEOUT, f"no end of a life in sight: {end}, {self.output}"
             now = self.saving()
             saves, saving = saves + len(now - saving), now
-            reached = {"start": elapsed, "steps": self.step() - before, "save": saves}[end.what]
-            if reached >= end.count:
-                self.seconds = elapsed
+            if (saves if end.what == "save" else self.step() - before) >= end.count:
                 return True
             time.sleep(0.005)
         return False
@@ -141,6 +140,14 @@ class Victim:
         return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdecimal()), default=0)
 
 
+def processor_seconds(run: Victim) -> float:
+    """Return what starting a run takes that is finished."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.live() == 0, run.output.read_text()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def chaos(folder: pathlib.Path, *, kills: int, seed: int, total_epochs: int, first: tuple[End, ...] = ()) -> dict:
     """Kill a run so often, after the lives that end as `first` says, and return what happened.
 
@@ -148,21 +155,21 @@ def chaos(folder: pathlib.Path, *, kills: int, seed: int, total_epochs: int, fir
     """
     began = time.monotonic()
     peace, victim = Victim(folder / "peace", total_epochs), Victim(folder / "victim", total_epochs)
-    assert peace.live(End("steps", 1, signal=0)) == 0, peace.output.read_text()  # signal 0 does nothing
-    figures = {"kills": 0, "in_a_save": 0, "in_start_up": 0, "steps_done_again": 0}
+    assert peace.live() == 0, peace.output.read_text()
+    figures = {"kills": 0, "in_a_save": 0, "without_progress": 0, "steps_done_again": 0}
     codes = []
-    for end in (*first, *draw_ends(kills, seed, peace.seconds)):
-        before, step_before = victim.saved(), victim.step()
+    for end in (*first, *(draw_ends(kills, seed, processor_seconds(peace)) if kills else ())):
+        before, step_before, saving_before = victim.saved(), victim.step(), victim.saving()
         codes.append(victim.live(end))
         assert codes[-1] != 0, (
             f"the run was over after {figures['kills']} kills: total_epochs={total_epochs} is too few"
         )
         assert victim.saved() >= before, "a checkpoint is lost"
-        if end.signal == signal.SIGKILL:
-            assert codes[-1] == -signal.SIGKILL, victim.output.read_text()
+        if end.signal in (signal.SIGKILL, signal.SIGPROF):
+            assert codes[-1] == -end.signal, victim.output.read_text()
             figures["kills"] += 1
-            figures["in_a_save"] += bool(victim.saving())
-            figures["in_start_up"] += victim.step() <= step_before and end.what == "start"
+            figures["in_a_save"] += bool(victim.saving() - saving_before)
+            figures["without_progress"] += victim.step() <= step_before
             figures["steps_done_again"] += max(victim.step() - victim.saved(), 0)
     assert victim.live() == 0, victim.output.read_text()
 
@@ -195,7 +202,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or pathlib.Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        figures = chaos(folder, kills=arguments.kills, seed=arguments.seed, total_epochs=3 * arguments.kills)
+        figures = chaos(folder, kills=arguments.kills, seed=arguments.seed, total_epochs=5 * arguments.kills)
     figures.pop("codes")
     print(json.dumps(figures | {"seed": arguments.seed, "same_to_the_bit": True}))
 

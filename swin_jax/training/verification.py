@@ -141,7 +141,9 @@ def read_arrays(folder: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
         tree = metadata.tree
         leaves, structure = jax.tree.flatten(tree)
         names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-        arguments = structure.unflatten([ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves))
+        # As JAX arrays, not numpy's: then Orbax reads every file that it reads when a run goes on.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        arguments = structure.unflatten([ocp.ArrayRestoreArgs(sharding=here)] * len(leaves))
         for group in _groups([math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]):
             chosen = structure.unflatten([leaf if i in group else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)])
             restored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(chosen, restore_args=arguments))
