@@ -14,10 +14,10 @@ from swin_jax.training.default_config import default_config
 
 def get_config():
     config = default_config()
-    config.total_steps = 3500
-    config.batch_size = 16
-    config.accumulation_steps = 2  # not for memory: on a CPU half of the batch stays in the caches
-    config.eval_every_epochs = 1
+    config.total_steps = 3900
+    config.batch_size = 18
+    config.accumulation_steps = 3  # not for memory: on a CPU a third of the batch stays in the caches
+    config.eval_every_epochs = 0
     config.checkpoint_every_epochs = 1
     config.log_every_steps = 100
 
@@ -41,7 +41,9 @@ def get_config():
     config.task.name = "language_modeling"
 
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 0.02
+    config.optimizer.learning_rate = 0.03
+    config.optimizer.schedule = "linear"
+    config.optimizer.muon_momentum = 0.9
     config.optimizer.adam_learning_rate_share = 0.15
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.05
