@@ -16,6 +16,7 @@ from swin_jax.errors import UserError
 OURS = "swin_jax"
 TIMM_WORKER = pathlib.Path(__file__).parents[2] / "benchmarks" / "timm_worker.py"
 KINDS = ("eager", "compiled", "eager-tuned", "compiled-tuned")
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # docs/performance.md
 # Huge pages for large arrays, in PyTorch's own allocator and in glibc's, which then keeps what is freed.
 TUNED = {
     "THP_MEM_ALLOC_ENABLE": "1",
@@ -27,14 +28,20 @@ TUNED = {
 def compare(
     work: Work, *, kinds: Sequence[str], torch_python: str, rounds: int, sample_seconds: float, folder: pathlib.Path
 ) -> dict[str, dict[str, Any]]:
-    """Time our step and timm's by turns. Raises UserError if timm does not run with that interpreter."""
+    """Time our step, as it comes and with huge pages, and timm's by turns.
+
+    Raises UserError if torch and timm cannot be imported by that interpreter.
+    """
     probe = subprocess.run([torch_python, "-c", "import timm, torch"], capture_output=True, text=True, check=False)
     if probe.returncode:
         reason = (probe.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"--torch_python={torch_python} cannot import torch and timm: {reason}")
     arguments = dataclasses.asdict(work)
     ours = [sys.executable, "-m", "swin_jax.benchmarking.worker", json.dumps(arguments)]
-    contestants: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {OURS: (ours, {})}
+    contestants: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {
+        OURS: (ours, {}),
+        f"{OURS} tuned": (ours, HUGE_PAGES),
+    }
     for kind in kinds:
         options = json.dumps({**arguments, "compile": kind.startswith("compiled")})
         environment = TUNED | preloaded_mkl_switch(folder) if kind.endswith("tuned") else {}

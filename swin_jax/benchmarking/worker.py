@@ -7,12 +7,10 @@ import jax
 
 from swin_jax.benchmarking.contest import serve
 from swin_jax.benchmarking.models import Work, compile_work
-from swin_jax.training.host_memory import keep_freed_memory
 
 
 def main() -> None:
     work = Work(**json.loads(sys.argv[1]))
-    keep_freed_memory()
 
     def start():
         compiled = compile_work(work)
