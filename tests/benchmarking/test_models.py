@@ -21,7 +21,8 @@ def forward_flops(*, tokens, dim, depth, side=SIDE, patch=16, num_classes=1000):
 @pytest.mark.parametrize("microbatch", [0, 1])
 def test_flops_are_those_of_the_matrix_products_however_the_batch_is_cut(microbatch):
     compiled = compile_work(Work("infer", MODEL, batch_size=2, image_size=SIDE, microbatch=microbatch))
-    assert compiled.flops / 2 == pytest.approx(forward_flops(tokens=5, dim=192, depth=12), rel=0.05)
+    by_hand = forward_flops(tokens=5, dim=192, depth=12)
+    assert by_hand < compiled.flops / 2 < 1.1 * by_hand  # XLA counts what is between the products as well
     assert compiled.program.run().shape == (2, 1000)
 
 
@@ -40,7 +41,8 @@ def test_training_command(capsys):
     found = json.loads(out.splitlines()[-1])
     assert code == 0
     forward = forward_flops(tokens=5, dim=192, depth=12)
-    assert 2.8 * forward < found["flops_per_image"] < 4 * forward  # backward twice the forward, and AdamW's update
+    adamw = 20 * 5.7e6 / 2  # some 20 operations for each of the parameters, for two images
+    assert 3 * forward < found["flops_per_image"] < 3.3 * forward + adamw
     assert found["images_per_second"] == pytest.approx(2 / found["seconds"]["median"])
     assert found["fraction_of_matmul"] == pytest.approx(found["flops_per_second"] / found["matmul_flops_per_second"])
     assert 0 < found["fraction_of_matmul"] < 1.2
