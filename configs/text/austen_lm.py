@@ -4,7 +4,7 @@ Measured on 2 CPU cores (AVX2): 1.527 bits per character after 15 min 11 s from 
 characters read, 802,688 parameters), on the last 5% of each novel, in windows of 128 whose second half is scored. An
 order-6 Witten-Bell model has 1.764. The bar set for it, 1.50 in 15 minutes, is missed; docs/results.md says why.
 
-On a CPU with glibc, huge pages make it a quarter faster, and the figure is with them: set
+On a CPU with glibc, huge pages make it about a fifth faster, and the figure is with them: set
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 make austen
