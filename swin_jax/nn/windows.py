@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from swin_jax.nn import types
-from swin_jax.nn.attention import dot_product_attention
+from swin_jax.nn.attention import dot_product_attention, unstack_projections
 from swin_jax.nn.masks import shifted_window_mask
 from swin_jax.nn.rng import child
 
@@ -91,7 +91,7 @@ class WindowAttention(nnx.Module):
         qkv = self.qkv(windows)
         if mask is not None:
             qkv = qkv.reshape(-1, mask.shape[0], *qkv.shape[1:])  # [B, nW, M, 3, heads, head_dim]
-        query, key, value = jnp.moveaxis(qkv, -3, 0)
+        query, key, value = unstack_projections(qkv)
         index = relative_position_index(window_size, self.table_size)
         bias = self.relative_position_bias_table[...][index].transpose(2, 0, 1)  # [heads, M, M]
         attended = dot_product_attention(
