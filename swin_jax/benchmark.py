@@ -1,5 +1,7 @@
 """Measure what things cost:
 
+python -m swin_jax.benchmark train [--model=NAME] [--against=timm]    a training step: images/s, memory, share of peak
+python -m swin_jax.benchmark infer [--model=NAME] [--against=timm]    the same of inference
 python -m swin_jax.benchmark length [--out=FILE.png]    step time and memory over sequence length and image size
 python -m swin_jax.benchmark data [--data=folder:PATH]      images/s of the input beside Pillow's, and where time goes
 
@@ -9,13 +11,14 @@ Figures depend on the machine and on what else it does: measure on a quiet one, 
 import dataclasses
 import os
 import pathlib
+import sys
 import tempfile
 from typing import Any
 
 from absl import flags
 
 from swin_jax.commands import run_subcommand, whole_numbers
-from swin_jax.errors import UserError
+from swin_jax.errors import UserError, did_you_mean
 
 LENGTH_FLAGS = flags.FlagValues()
 flags.DEFINE_list("lengths", "128,256,512,768,1024,1536,2048", "Tokens of attention.", flag_values=LENGTH_FLAGS)
@@ -130,7 +133,73 @@ def data(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-COMMANDS = {"length": (length, LENGTH_FLAGS), "data": (data, DATA_FLAGS)}
+STEP_FLAGS = flags.FlagValues()
+flags.DEFINE_string("model", "swin_tiny_patch4_window7_224", "A name of list_models().", flag_values=STEP_FLAGS)
+flags.DEFINE_integer("batch_size", 8, "Images of a step.", 1, flag_values=STEP_FLAGS)
+flags.DEFINE_integer("microbatch", 0, "Images computed at a time; 0: all.", 0, flag_values=STEP_FLAGS)
+flags.DEFINE_integer("image_size", 224, "Side of an image.", 1, flag_values=STEP_FLAGS)
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Precision.", flag_values=STEP_FLAGS)
+flags.DEFINE_integer("samples", 7, "Samples, or rounds of a contest.", 1, flag_values=STEP_FLAGS)
+flags.DEFINE_float("sample_seconds", 1.0, "Length of a sample.", flag_values=STEP_FLAGS)
+flags.DEFINE_list(
+    "against", [], "timm, or some of eager, compiled, eager-tuned, compiled-tuned.", flag_values=STEP_FLAGS
+)
+flags.DEFINE_string("torch_python", sys.executable, "An interpreter with torch and timm.", flag_values=STEP_FLAGS)
+
+
+def _step(mode: str, flag_values: flags.FlagValues) -> dict[str, Any]:
+    from swin_jax.benchmarking import against_timm, contest, models
+    from swin_jax.benchmarking.timing import measure
+
+    names = ("model", "batch_size", "microbatch", "image_size", "dtype")
+    work = models.Work(mode, **{name: flag_values[name].value for name in names})
+    kinds = against_timm.KINDS if flag_values.against == ["timm"] else tuple(flag_values.against)
+    for kind in kinds:
+        if kind not in against_timm.KINDS:
+            known = ", ".join(against_timm.KINDS)
+            raise UserError(
+                f"--against={kind}: known are timm, for all, and {known}{did_you_mean(kind, against_timm.KINDS)}"
+            )
+    compiled = models.compile_work(work)
+    options = {"samples": flag_values.samples, "sample_seconds": flag_values.sample_seconds}
+    timing = measure({mode: compiled.program}, **options)[mode]
+    found = models.figures(work, compiled, timing, models.measure_machine(work.dtype, samples=flag_values.samples))
+    print(f"{mode} {work.model}, batch {work.batch_size}, {work.dtype}\n\n{models.table(found)}")
+    if kinds:
+        del compiled
+        with tempfile.TemporaryDirectory() as folder:
+            rivals = against_timm.compare(
+                work,
+                kinds=kinds,
+                torch_python=flag_values.torch_python,
+                rounds=flag_values.samples,
+                sample_seconds=flag_values.sample_seconds,
+                folder=pathlib.Path(folder),
+            )
+        print(f"\n{contest.table(rivals, against_timm.OURS, work.batch_size)}")
+        ours = (against_timm.OURS, f"{against_timm.OURS} tuned")
+        ratios = {name: contest.ratios(rivals, name) for name in ours}
+        found["contest"] = rivals
+        found["ratios"] = {
+            name: {other: dataclasses.asdict(ratio) for other, ratio in each.items()} for name, each in ratios.items()
+        }
+    return found
+
+
+def train(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
+    return _step("train", flag_values)
+
+
+def infer(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
+    return _step("infer", flag_values)
+
+
+COMMANDS = {
+    "train": (train, STEP_FLAGS),
+    "infer": (infer, STEP_FLAGS),
+    "length": (length, LENGTH_FLAGS),
+    "data": (data, DATA_FLAGS),
+}
 
 if __name__ == "__main__":
     run_subcommand(COMMANDS)

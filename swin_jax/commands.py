@@ -1,11 +1,13 @@
 """What the commands share: flags, configs from files and command lines, exit codes.
 
 A command prints one JSON object as its last line of stdout and exits with 0; a user's mistake is one line on stderr and
-exit code 2; anything else is 1. Nothing here imports JAX, so that a mistyped flag is told at once.
+exit code 2; a run that was asked to stop, and saved what it had, exits with 75; anything else is 1. Nothing here
+imports JAX, so that a mistyped flag is told at once.
 """
 
 import ast
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -20,13 +22,25 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from swin_jax.errors import UserError, did_you_mean
+from swin_jax.errors import RunError, UserError, did_you_mean
 
 HELP_FLAGS = {"--help", "-h", "-help"}
+RESTART = 75  # the exit code that asks for the same command again: EX_TEMPFAIL of sysexits.h
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """What a command returns that is to exit with another code than 0: the object it prints, if any, and the code."""
+
+    result: dict[str, Any] | None
+    code: int
+
+
+Outcome = dict[str, Any] | Ended | None
 
 
 def run_command(
-    main: Callable[[flags.FlagValues, list[str]], dict[str, Any] | None],
+    main: Callable[[flags.FlagValues, list[str]], Outcome],
     flag_values: flags.FlagValues,
     argv: Sequence[str] | None = None,
 ) -> None:
@@ -38,7 +52,7 @@ def run_command(
 
 
 def run_subcommand(
-    commands: Mapping[str, tuple[Callable[[flags.FlagValues, list[str]], dict[str, Any] | None], flags.FlagValues]],
+    commands: Mapping[str, tuple[Callable[[flags.FlagValues, list[str]], Outcome], flags.FlagValues]],
     argv: Sequence[str] | None = None,
 ) -> None:
     """Run the command that the first argument names, as `run_command` does with its `main` and flags."""
@@ -62,15 +76,16 @@ def _exit_code(main, flag_values: flags.FlagValues, argv: list[str]) -> int:
         if HELP_FLAGS & set(argv[1:]):
             print(f"{sys.modules[main.__module__].__doc__}\nFlags:{flag_values.get_help()}")
             return 0
-        result = main(flag_values, _parse_flags(flag_values, argv))
-        if result is not None:
-            print(json.dumps(result), flush=True)
-        return 0
+        outcome = main(flag_values, _parse_flags(flag_values, argv))
+        ended = outcome if isinstance(outcome, Ended) else Ended(outcome, 0)
+        if ended.result is not None:
+            print(json.dumps(ended.result), flush=True)
+        return ended.code
     except UserError as error:
         code, line = 2, str(error)
     except flags.Error as error:
         code, line = 2, re.sub(r"^flag (--\w+)=None: .*", r"\1=... is missing", str(error))
-    except FloatingPointError as error:
+    except (FloatingPointError, RunError) as error:
         code, line = 1, str(error)
     except KeyboardInterrupt:
         code, line = 130, "interrupted"
@@ -139,6 +154,12 @@ def parse_value(text: str, current: Any) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def define_allow(flag_values: flags.FlagValues) -> None:
+    """Define the flag of commands that open a run: which names in its config may be imported, see `named.py`."""
+    about = "The 'module:Name's in the run's config that may be run."
+    flags.DEFINE_list("allow", [], about, flag_values=flag_values)
 
 
 def whole_numbers(flag: str, texts: Sequence[str]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Errors that name a user's mistake; the commands print them as one line and exit with code 2."""
+"""Errors that the commands print as one line: a user's mistake ends them with code 2, anything else with 1."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """A mistake in what the user gave (a config, a path, a file), told in one line."""
+
+
+class RunError(Exception):
+    """What ends a run without being the user's mistake, such as a full disk: one line, and exit code 1."""
 
 
 class UnreadableRecord(UserError):

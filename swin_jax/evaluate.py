@@ -11,11 +11,12 @@ ones. The figures do not depend on the batch size or the devices.
 import itertools
 import pathlib
 import time
+from collections.abc import Collection
 from typing import Any
 
 from absl import flags
 
-from swin_jax.commands import run_command
+from swin_jax.commands import define_allow, run_command
 from swin_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -33,6 +34,7 @@ flags.DEFINE_integer("image_size", 0, "Side to evaluate at; 0 for the model's ow
 flags.DEFINE_integer("beams", 4, "Of translations; 0: none are made.", 0, flag_values=FLAGS)
 flags.DEFINE_float("length_penalty", 0.6, "Alpha, of translations.", flag_values=FLAGS)
 flags.DEFINE_string("translations", "", "A file to write the translations to.", flag_values=FLAGS)
+define_allow(FLAGS)
 OF_PUBLISHED = ("model", "pretrained", "data")
 
 
@@ -50,6 +52,7 @@ def main(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
             beams=flag_values.beams,
             length_penalty=flag_values.length_penalty,
             translations=flag_values.translations,
+            allow=flag_values.allow,
         )
     missing = [name for name in OF_PUBLISHED if name not in given]
     if missing:
@@ -77,10 +80,12 @@ def evaluate_run(
     beams: int = 0,
     length_penalty: float = 0.6,
     translations: str = "",
+    allow: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the figures of one checkpoint over the run's evaluation split. Raises UserError if it cannot be used.
 
     Of a run on pairs also those of its translations, found with `beams` and written to the file `translations`.
+    `allow` as for `open_run`.
     """
     import jax
 
@@ -91,7 +96,7 @@ def evaluate_run(
 
     if batch_size < 0:
         raise UserError(f"batch_size={batch_size} must be at least 1")
-    run = open_run(workdir, checkpoint=checkpoint)
+    run = open_run(workdir, checkpoint=checkpoint, allow=allow)
     experiment, state = run.experiment, run.restored.state
     inputs, task, mesh = experiment.inputs, experiment.task, experiment.mesh
     translates = run.config.data.kind == "text_pairs"

@@ -5,31 +5,41 @@ are those that evaluation uses: the averaged ones where the run has them.
 """
 
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from absl import flags
 
-from swin_jax.commands import run_command
+from swin_jax.commands import define_allow, run_command
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "The .safetensors file to write.", flag_values=FLAGS)
 flags.DEFINE_string("checkpoint", "best", "best, latest or a step.", flag_values=FLAGS)
+define_allow(FLAGS)
 flags.mark_flags_as_required(["workdir", "out"], flag_values=FLAGS)
 
 
 def main(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
     return export_run(
-        pathlib.Path(flag_values.workdir), pathlib.Path(flag_values.out), checkpoint=flag_values.checkpoint
+        pathlib.Path(flag_values.workdir),
+        pathlib.Path(flag_values.out),
+        checkpoint=flag_values.checkpoint,
+        allow=flag_values.allow,
     )
 
 
-def export_run(workdir: pathlib.Path, out: pathlib.Path, *, checkpoint: str = "best") -> dict[str, Any]:
-    """Write one checkpoint of a run in the layout published for its model. Raises UserError if that cannot be done."""
+def export_run(
+    workdir: pathlib.Path, out: pathlib.Path, *, checkpoint: str = "best", allow: Collection[str] = ()
+) -> dict[str, Any]:
+    """Write one checkpoint of a run in the layout published for its model; `allow` as for `open_run`.
+
+    Raises UserError if that cannot be done.
+    """
     from swin_jax.convert.export import published_state_dict, write_safetensors
     from swin_jax.runs import open_run
 
-    run = open_run(workdir, checkpoint=checkpoint)
+    run = open_run(workdir, checkpoint=checkpoint, allow=allow)
     tensors = published_state_dict(run.model())
     write_safetensors(tensors, out)
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from swin_jax.commands import config_from_json, run_command
+from swin_jax.commands import config_from_json, define_allow, run_command
 from swin_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -32,6 +32,8 @@ flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this probabi
 flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=FLAGS)
 flags.DEFINE_float("length_penalty", None, "Alpha, of beams; by default 0.6.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "Texts at a time.", 1, flag_values=FLAGS)
+
+define_allow(FLAGS)
 
 
 def main(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
@@ -95,7 +97,13 @@ def _open(flag_values: flags.FlagValues) -> tuple[Any, dict[str, Any]]:
     from swin_jax.runs import open_run
     from swin_jax.text_generator import generator_of_run
 
-    run = open_run(workdir, checkpoint=flag_values.checkpoint, devices=jax.local_devices()[:1], reads_text=False)
+    run = open_run(
+        workdir,
+        checkpoint=flag_values.checkpoint,
+        devices=jax.local_devices()[:1],
+        reads_text=False,
+        allow=flag_values.allow,
+    )
     about = {"workdir": str(workdir), "step": int(run.restored.state.step)}
     return generator_of_run(run, str(workdir)), about
 

@@ -8,11 +8,12 @@ would see. By default the data are the run's own; images of both splits are prep
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from absl import flags
 
-from swin_jax.commands import run_command
+from swin_jax.commands import define_allow, run_command
 from swin_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -30,6 +31,7 @@ flags.DEFINE_float("l2", 1024.0, "Regularisation of the least squares.", flag_va
 flags.DEFINE_integer("seeds", 3, "How often to draw the examples anew.", flag_values=FLAGS)
 flags.DEFINE_list("neighbors", ["10", "20", "100", "200"], "Numbers of neighbours.", flag_values=FLAGS)
 flags.DEFINE_float("temperature", 0.07, "Of the neighbours' votes.", flag_values=FLAGS)
+define_allow(FLAGS)
 
 
 def main(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def main(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
     if flag_values.workdir:
         if flag_values.pretrained:
             raise UserError("--workdir probes a run, --pretrained published weights: give one of them")
-        subject = open_trained(pathlib.Path(flag_values.workdir), flag_values.checkpoint)
+        subject = open_trained(pathlib.Path(flag_values.workdir), flag_values.checkpoint, flag_values.allow)
     else:
         missing = [name for name, value in published.items() if not value]
         if missing:
@@ -74,11 +76,11 @@ class Subject:
     data: dict[str, str]  # the defaults of the data
 
 
-def open_trained(workdir: pathlib.Path, checkpoint: str) -> Subject:
-    """Open a checkpoint of a run on images."""
+def open_trained(workdir: pathlib.Path, checkpoint: str, allow: Collection[str] = ()) -> Subject:
+    """Open a checkpoint of a run on images; `allow` as for `open_run`."""
     from swin_jax.runs import open_run
 
-    run = open_run(workdir, checkpoint=checkpoint)
+    run = open_run(workdir, checkpoint=checkpoint, allow=allow)
     config = run.config
     if config.data.kind != "images":
         raise UserError(f"{workdir} is a run on {config.data.kind}: images are probed")

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 from flax import nnx
@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from swin_jax.commands import config_from_json
 from swin_jax.errors import UserError
+from swin_jax.named import only_allowed
 from swin_jax.training import sharding
 from swin_jax.training.checkpoint import Restored
 from swin_jax.training.experiment import Experiment, build, open_checkpoints
-from swin_jax.training.workdir import read_config
+from swin_jax.training.workdir import read_config, refuse_links
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +38,19 @@ def open_run(
     checkpoint: str = "best",
     devices: Sequence[jax.Device] | None = None,
     reads_text: bool = True,
+    allow: Collection[str] = (),
 ) -> Run:
     """Open a checkpoint of a run (`best`, `latest` or a step) on all devices, or on those given.
 
     Without `reads_text` the texts of a run on text are not read, and need not be there: for what wants its model alone.
-    Raises UserError if the folder holds no run, or none of its checkpoints can be used.
+    The run may be a stranger's: of the classes and functions `module:Name` that its config names, only those in `allow`
+    are imported. Raises UserError for another one, and if the folder holds no run, or no checkpoint that can be used.
     """
+    refuse_links(workdir)
     config = config_from_json(read_config(workdir))
     mesh = sharding.make_mesh(devices=devices)
-    experiment = build(config, mesh, workdir=workdir, reads_text=reads_text)
+    with only_allowed(allow):
+        experiment = build(config, mesh, workdir=workdir, reads_text=reads_text)
     with jax.set_mesh(mesh), contextlib.closing(open_checkpoints(workdir, config, experiment, read_only=True)) as found:
         restored = found.restore(experiment.target, which=checkpoint)
     if restored is None:

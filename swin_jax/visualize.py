@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from swin_jax.commands import run_subcommand, whole_numbers
+from swin_jax.commands import define_allow, run_subcommand, whole_numbers
 from swin_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ flags.DEFINE_integer("prefix", None, "Tokens at the beginning that all see.", fl
 flags.DEFINE_string("layer", "", "One layer, head by head: its name or number.", flag_values=ATTENTION_FLAGS)
 flags.DEFINE_integer("head", None, "One head alone.", flag_values=ATTENTION_FLAGS)
 flags.DEFINE_string("out", None, "Folder; by default 'attention' in the workdir.", flag_values=ATTENTION_FLAGS)
+define_allow(ATTENTION_FLAGS)
 OF_IMAGES, OF_TEXT = ("image", "example", "position"), ("text", "source", "prefix")
 
 
@@ -96,7 +97,7 @@ def draw_attention(flag_values: flags.FlagValues, overrides: list[str]) -> dict[
     if workdir:
         from swin_jax.runs import open_run
 
-        run = open_run(pathlib.Path(workdir), checkpoint=flag_values.checkpoint)
+        run = open_run(pathlib.Path(workdir), checkpoint=flag_values.checkpoint, allow=flag_values.allow)
         described = {"workdir": workdir, "step": int(run.restored.state.step)}
         is_text = run.config.data.kind != "images"
     else:

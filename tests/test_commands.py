@@ -4,8 +4,8 @@ import sys
 import pytest
 from absl import flags
 
-from swin_jax.commands import config_from_json, load_config, parse_value, run_command
-from swin_jax.errors import UserError
+from swin_jax.commands import RESTART, Ended, config_from_json, load_config, parse_value, run_command
+from swin_jax.errors import RunError, UserError
 from swin_jax.training.workdir import config_to_dict
 
 CONFIG = """
@@ -192,6 +192,7 @@ def test_help(capsys):
     [
         (UserError("two\nlines"), 2, "error: two lines"),
         (FloatingPointError("diverged"), 1, "error: diverged"),
+        (RunError("the disk\nis full"), 1, "error: the disk is full"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (RuntimeError("a bug"), 1, "RuntimeError: a bug"),
     ],
@@ -204,6 +205,12 @@ def test_exit_codes(error, code, last_line, capsys):
     assert found == code
     assert err.splitlines()[-1] == last_line
     assert ("Traceback" in err) == isinstance(error, RuntimeError)
+
+
+def test_a_command_may_end_with_a_code_of_its_own(capsys):
+    arguments = ["--config=x", "--workdir=y"]
+    assert run(arguments, lambda *_: Ended({"step": 3}, RESTART), capsys) == (75, '{"step": 3}\n', "")
+    assert run(arguments, lambda *_: Ended(None, RESTART), capsys) == (75, "", "")
 
 
 def test_config_json_is_the_config(config_file):

@@ -1,25 +1,31 @@
 """The real training loop on a real config, shrunk."""
 
+import contextlib
+import dataclasses
 import json
 import math
 import os
 import pathlib
+import resource
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
+from swin_jax.checkpoint import verify
 from swin_jax.commands import load_config
-from swin_jax.errors import UserError
+from swin_jax.errors import RunError, UserError
 from swin_jax.evaluate import evaluate_run
 from swin_jax.training import loop, sharding
+from swin_jax.training import workdir as workdirs
 from swin_jax.training.checkpoint import Checkpoints
 from swin_jax.training.experiment import build, compile_steps
 from swin_jax.training.metrics import MetricWriter
+from swin_jax.training.skipped import SkippedUpdates
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHRUNK = (
@@ -109,16 +115,20 @@ def test_a_run_leaves_what_it_should(straight):
     assert result["eval/accuracy"] == evaluations[-1]["eval/accuracy"]
     assert [step for step, _ in losses(workdir)] == list(range(1, 13))
     names = {path.name.partition(".")[0] for path in workdir.iterdir()}
-    assert names == {"config", "metrics", "checkpoints", "events"}
+    assert names == {"config", "metrics", "checkpoints", "events", "run"}
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [4, 8, 12]
+
+
+def times(workdir):
+    return {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != "run.lock"}
 
 
 def test_finished_run_is_only_told_again(straight, capsys):
     workdir, result = straight
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    before = times(workdir)
     assert loop.train(small_config(), workdir=str(workdir)) == result
     assert "finished" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+    assert times(workdir) == before
 
 
 def test_crashed_stopped_and_resumed_equals_straight_through(straight, tmp_path, monkeypatch, capsys):
@@ -139,11 +149,13 @@ def test_crashed_stopped_and_resumed_equals_straight_through(straight, tmp_path,
         loop.train(small_config(), workdir=str(tmp_path))
     assert losses(tmp_path)[-1][0] >= 5
 
-    actions[10] = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    handler = signal.getsignal(signal.SIGTERM)
-    stopped = loop.train(small_config(), workdir=str(tmp_path))
-    assert (stopped["step"], signal.getsignal(signal.SIGTERM)) == (10, handler)
-    assert "going on from step 4 of 12" in capsys.readouterr().out
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    for number, at, before in ((signal.SIGTERM, 6, 4), (signal.SIGINT, 10, 6)):
+        actions[at] = lambda number=number: os.kill(os.getpid(), number)
+        stopped = loop.train(small_config(), workdir=str(tmp_path))
+        assert (stopped["step"], stopped["stopped"]) == (at, True)
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+        assert f"going on from step {before} of 12" in capsys.readouterr().out
 
     result = loop.train(small_config(), workdir=str(tmp_path))
     assert "going on from step 10 of 12" in capsys.readouterr().out
@@ -182,13 +194,33 @@ def test_evaluating_what_is_not_there(tmp_path):
         evaluate_run(tmp_path)
 
 
-def test_divergence_saves_nothing(tmp_path):
+def test_divergence_leaves_what_reproduces_it(tmp_path):
     config = small_config(
-        "optimizer.learning_rate=1e30", "optimizer.grad_clip_norm=0", "optimizer.name=sgd", "optimizer.warmup_epochs=0"
+        "optimizer.learning_rate=1e30",
+        "optimizer.grad_clip_norm=0",
+        "optimizer.name=sgd",
+        "optimizer.warmup_epochs=0",
+        "max_skipped_updates=2",
+        "task.augment.policy=",
+        "task.mixup_alpha=0",
+        "task.cutmix_alpha=0",
     )
-    with pytest.raises(FloatingPointError, match=r"at step \d+: the run has diverged"):
+    with pytest.raises(SkippedUpdates, match=r"train/\w+ is (nan|inf) at step \d+: the run has diverged, 3 updates"):
         loop.train(config, workdir=str(tmp_path))
     assert not list((tmp_path / "checkpoints").iterdir())
+
+    mesh = sharding.make_mesh()
+    experiment = build(config, mesh)
+    state = Checkpoints(tmp_path / "skipped_update", read_only=True).restore(experiment.target).state
+    state = dataclasses.replace(state, step=state.step - 1)
+    batch = dict(np.load(tmp_path / "skipped_update" / "batch-0.npz"))
+    params = jax.device_get(state.params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    with jax.set_mesh(mesh):
+        after, metrics = compile_steps(config, experiment)[0](state, sharding.global_batch(batch, mesh), config.seed)
+    assert float(metrics["skipped_update"]) == 1
+    assert not math.isfinite(float(metrics["loss"]) + float(metrics["grad_norm"]))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.params), params)
 
 
 @pytest.mark.parametrize(
@@ -217,25 +249,98 @@ def test_mistakes_in_a_config_are_told_before_anything_is_written(override, name
     assert not (tmp_path / "run").exists()
 
 
-def test_killed_process_goes_on(tmp_path):
-    """kill -9 of the real command, then the same command again: finished, exit 0, nothing on stderr."""
-    overrides = [f"--config.{override}" for override in (*SHRUNK, *SMALL_VIT, "total_epochs=40")]
-    command = [sys.executable, "train.py", "--config=configs/digits/vit.py", f"--workdir={tmp_path}", *overrides]
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "checkpoints" / "8").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "checkpoints" / "160").exists()
+def test_a_signal_during_the_evaluation_saves_that_step(straight, tmp_path, monkeypatch):
+    evaluate = loop.evaluate
 
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert (finished.returncode, finished.stderr) == (0, "")
-    assert "going on from step" in finished.stdout
-    result = json.loads(finished.stdout.splitlines()[-1])
-    assert result["step"] == 160
-    assert math.isfinite(result["eval/loss"])
-    assert [step for step, _ in losses(tmp_path)] == list(range(1, 161))
+    def stopped_while_evaluating(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", stopped_while_evaluating)
+    config = small_config("checkpoint_every_epochs=3")
+    stopped = loop.train(config, workdir=str(tmp_path))
+    assert (stopped["step"], stopped["stopped"]) == (4, True)
+    assert stopped["eval/loss"] == lines(straight[0])[4]["eval/loss"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    """In a process of its own: the signal is left to the kernel."""
+    program = (
+        "import os, signal\nfrom swin_jax.training.loop import stop_on_signal\n"
+        "with stop_on_signal(None) as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    print(stop(1), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    print('still here')"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (-signal.SIGINT, "True\n")
+    assert run.stderr == "saving after this step; once more to end at once\n"
+
+
+def test_a_second_run_on_the_workdir_is_refused(straight):
+    workdir, _ = straight
+    with workdirs.lock(workdir), pytest.raises(UserError, match=rf"in use by process {os.getpid()} on \S+, since"):
+        loop.train(small_config(), workdir=str(workdir))
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """Mount a disk of so many bytes in memory, or skip the test where that is not allowed."""
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mounting, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def check_full_disk(workdir, room, capsys):
+    """Train where there is no room for the third checkpoint, then with room again."""
+    with pytest.raises(RunError) as error:
+        loop.train(small_config(), workdir=str(workdir))
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{workdir} cannot be written: {room}. The checkpoints in it are whole")
+    verified = verify(workdir)
+    assert verified["damaged"] == {}
+    return verified["good"]
+
+
+def stopped_after_step_4(straight, workdir):
+    """Copy the straight run as it was before its second checkpoint."""
+    shutil.copytree(straight, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    shutil.rmtree(workdir / "checkpoints" / "12")
+
+
+def test_full_disk(straight, tmp_path, capsys):
+    expected, _ = straight
+    with small_disk(tmp_path / "disk", 20_000_000) as disk:
+        workdir, ballast = disk / "run", disk / "ballast"
+        stopped_after_step_4(expected, workdir)
+        checkpoint = sum(path.stat().st_size for path in (workdir / "checkpoints" / "4").rglob("*"))
+        ballast.write_bytes(bytes(shutil.disk_usage(disk).free - checkpoint // 2))
+        assert check_full_disk(workdir, "the disk is full", capsys) == [4]
+        ballast.unlink()
+        loop.train(small_config(), workdir=str(workdir))
+        assert "going on from step 4 of 12" in capsys.readouterr().out
+        assert verify(workdir)["good"] == [4, 8, 12]
+        assert losses(workdir) == losses(expected)
+
+
+def test_a_file_larger_than_the_process_may_write(straight, tmp_path, capsys):
+    """The same without a disk of its own, wherever the tests run."""
+    workdir = tmp_path / "run"
+    stopped_after_step_4(straight[0], workdir)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        good = check_full_disk(workdir, "a file would be larger than this process may write", capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert good == [4]

@@ -13,7 +13,7 @@ from swin_jax.commands import run_command
 from swin_jax.training import sharding
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "text"
-TINY = {"model.embed_dim": 32, "model.depth": 1, "model.num_heads": 2} | dict.fromkeys(
+TINY = {"model.embed_dim": 32, "model.depth": 1, "model.num_heads": 2, "accumulation_steps": 1} | dict.fromkeys(
     ("eval_every_epochs", "checkpoint_every_epochs"), 0
 )
 MAKE_MESH = sharding.make_mesh

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -50,10 +50,12 @@ def measure(programs: Mapping[Name, Program], *, samples: int = 7, sample_second
     for _ in range(samples):
         for name, program in programs.items():
             found[name].append(_seconds(program, calls[name]) / calls[name])
-    return {
-        name: Timing(*(float(np.quantile(seconds, share)) for share in (0.5, 0.25, 0.75)))
-        for name, seconds in found.items()
-    }
+    return {name: quartiles(seconds) for name, seconds in found.items()}
+
+
+def quartiles(values: Sequence[float]) -> Timing:
+    """Return the median and the quartiles of some samples."""
+    return Timing(*(float(np.quantile(values, share)) for share in (0.5, 0.25, 0.75)))
 
 
 def _seconds(program: Program, calls: int) -> float:

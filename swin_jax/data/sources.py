@@ -1,7 +1,6 @@
 """Where examples come from: `make_source("digits", "train[:80%]")` and its fellows, as random-access sources."""
 
 import dataclasses
-import importlib
 import pathlib
 from collections.abc import Callable
 from typing import Protocol
@@ -13,6 +12,7 @@ from swin_jax.data import folders, idx
 from swin_jax.data.splits import check_split, hold_out, shuffled, split_name, split_range
 from swin_jax.data.transforms import Size, height_width
 from swin_jax.errors import UnreadableRecord, UserError, did_you_mean
+from swin_jax.named import import_named
 
 SOURCES = ("digits", "fashion_mnist", "synthetic", "tfds:NAME", "folder:PATH", "my_module:my_source")
 FASHION_MNIST_FOLDER = "data/fashion_mnist"
@@ -189,7 +189,7 @@ def array_source(name: str, images: np.ndarray, labels: np.ndarray, *, num_class
 def imported(module: str, function: str, known: tuple[str, ...] = SOURCES) -> Callable:
     """Return the function that a config names `module:function`; UserError where there is none."""
     try:
-        return getattr(importlib.import_module(module), function)
+        return import_named(module, function)
     except (ImportError, AttributeError) as error:
         name = f"{module}:{function}"
         raise UserError(f"unknown data source {name!r}: {error}{did_you_mean(name, known)}") from error

@@ -1,6 +1,5 @@
 """Models by name: `create_model`, `list_models`."""
 
-import importlib
 import inspect
 from typing import Any
 
@@ -12,6 +11,7 @@ from swin_jax.models import swin, transformer, vit
 from swin_jax.models.swin import SwinTransformer
 from swin_jax.models.transformer import CausalTransformer, MaskedTransformer, Transformer
 from swin_jax.models.vit import VisionTransformer
+from swin_jax.named import import_named
 
 __all__ = [
     "CausalTransformer",
@@ -94,6 +94,8 @@ def _resolve(key: str, value: Any) -> Any:
 def _import(key: str, value: str) -> Any:
     module, _, attribute = value.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return import_named(module, attribute)
+    except UserError:
+        raise
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{key}={value!r} is not importable as 'module:Name': {error}") from error

@@ -30,6 +30,7 @@ _ACTIVATIONS = {
     "gelu": gelu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
+    "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),  # Primer, arXiv 2109.08668, section 3
 }
 
 
@@ -164,11 +165,15 @@ class _TextTransformer(nnx.Module):
         self._check_length(tokens.shape[1])
         return jnp.arange(tokens.shape[1]) if segments is None else segment_positions(segments)
 
+    def _rotary_positions(self, positions: Array, segments: Array | None) -> Array | None:
+        """Return what attention has to be told: nothing where positions are 0, 1, ..., which it knows by itself."""
+        return positions if self.is_rotary and segments is not None else None
+
     def _encode(self, tokens: Array, segments: Array | None, rngs: nnx.Rngs | None) -> Array:
         """Map `[B, N]` to `[B, N, C]`."""
         positions = self._positions(tokens, segments)
         mask = None if segments is None else segment_mask(segments, segments)
-        inputs = {"mask": mask, "positions": positions if self.is_rotary else None}
+        inputs = {"mask": mask, "positions": self._rotary_positions(positions, segments)}
         x = self.embed(tokens, positions, rngs=child(rngs, "encoder_embed"))
         x = run_layers(self.encoder, x, name="encoder", rngs=rngs, remat=self.remat, scan=self.scan, **inputs)
         return self.encoder_norm(x) if self.encoder_norm else x
@@ -241,7 +246,7 @@ class CausalTransformer(_TextTransformer):
         mask = causal_mask(num_tokens) if prefix_lengths is None else prefix_mask(prefix_lengths, num_tokens)
         mask = combine_masks(mask, None if segments is None else segment_mask(segments, segments))
         x = self.embed(tokens, positions, rngs=child(rngs, "embed"))
-        return self._run_decoder(x, rngs, mask=mask, positions=positions if self.is_rotary else None)
+        return self._run_decoder(x, rngs, mask=mask, positions=self._rotary_positions(positions, segments))
 
     def init_cache(self, batch_size: int, max_length: int) -> DecodingCache:
         """Return an empty cache for sequences of up to `max_length` tokens."""
@@ -302,7 +307,7 @@ class Transformer(_TextTransformer):
             x,
             rngs,
             mask=mask,
-            positions=positions if self.is_rotary else None,
+            positions=self._rotary_positions(positions, target_segments),
             context=context,
             context_mask=context_mask,
         )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -99,6 +100,15 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return len(shape) <= len(target) and all(s in (1, t) for s, t in zip(shape[::-1], target[::-1], strict=False))
 
 
+def unstack_projections(projected: Array) -> list[Array]:
+    """Return `[..., n, heads, head_dim]` as n arrays `[..., heads, head_dim]`.
+
+    By a split, whose gradient is one concatenation: that of indexing is a sum of n arrays padded with zeros.
+    """
+    parts = jax.lax.split(projected, (1,) * projected.shape[-3], axis=projected.ndim - 3)
+    return [part.squeeze(-3) for part in parts]
+
+
 class KeysValues(NamedTuple):
     """The projected keys and values of a sequence, each `[B, S, heads, head_dim]`: what a decoder caches."""
 
@@ -178,12 +188,12 @@ class MultiHeadAttention(nnx.Module):
 
     def keys_values(self, context: Array) -> KeysValues:
         """Project `context` `[B, S, C]` once, for several calls."""
-        return KeysValues(*jnp.moveaxis(self._project(context, slice(1, 3)), -3, 0))
+        return KeysValues(*unstack_projections(self._project(context, slice(1, 3))))
 
     def _project_self(self, x: Array, positions: Array | None) -> tuple[Array, KeysValues]:
-        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # each [B, N, heads, head_dim]
+        query, key, value = unstack_projections(self.qkv(x))  # each [B, N, heads, head_dim]
         if self.rotary:
-            positions = jnp.arange(x.shape[-2]) if positions is None else positions
+            positions = np.arange(x.shape[-2]) if positions is None else positions
             query, key = rotate(query, positions), rotate(key, positions)
         return query, KeysValues(key, value)
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from swin_jax.nn.layout import keep_batch_cut
+
 Initializer = jax.nn.initializers.Initializer
 
 
@@ -82,7 +84,6 @@ def flat_dot_general(
     The gradient of the kernel then sums over one axis. Over several, XLA for CPUs transposes the other factor, and
     computes whatever fused into it (a GELU's gradient) element by element: an MLP's backward took twice the time.
     """
-    flat = jax.lax.dot_general(
-        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), precision=precision, **options
-    )
-    return flat.reshape(*x.shape[:-1], *kernel.shape[1:])
+    flat = keep_batch_cut(x.reshape(-1, x.shape[-1]))
+    flat = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), precision=precision, **options)
+    return keep_batch_cut(flat).reshape(*x.shape[:-1], *kernel.shape[1:])

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -24,14 +25,17 @@ def sinusoidal_positions(num_positions: int, embed_dim: int, *, interleaved: boo
     return table
 
 
-def rotate(x: Array, positions: Array, *, base: float = 10_000.0) -> Array:
+def rotate(x: Array, positions: Array | np.ndarray, *, base: float = 10_000.0) -> Array:
     """Turn each pair of channels (i, i + d/2) of `[B, N, heads, d]` by position · base^(-2i/d) (RoFormer, arXiv
     2104.09864, eq. 34), so that products of queries and keys depend on their distance alone.
 
-    `positions` are `[N]` or `[B, N]`; angles are in float32. Returns x's dtype.
+    `positions` are `[N]` or `[B, N]`; angles are in float32. Positions known when the program is compiled are best
+    given as a numpy array: XLA would compute the sine and cosine of others anew for every head. Returns x's dtype.
     """
     half = x.shape[-1] // 2
-    angles = positions[..., None, None].astype(jnp.float32) * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    sin, cos = jnp.sin(angles), jnp.cos(angles)  # [..., N, 1, d/2]
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    numbers = np if isinstance(positions, np.ndarray) else jnp
+    frequencies = base ** (-np.arange(half, dtype=np.float32) / np.float32(half))
+    angles = positions[..., None, None].astype(np.float32) * frequencies  # [..., N, 1, d/2]
+    sin, cos = numbers.sin(angles), numbers.cos(angles)
+    first, second = jax.lax.split(x.astype(jnp.float32), (half, half), axis=x.ndim - 1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from swin_jax.nn import types
-from swin_jax.nn.attention import dot_product_attention, is_recording
+from swin_jax.nn.attention import dot_product_attention, is_recording, unstack_projections
 from swin_jax.nn.masks import shifted_window_mask
 from swin_jax.nn.rng import child
 
@@ -93,7 +93,7 @@ class WindowAttention(nnx.Module):
         qkv = self.qkv(windows)
         if mask is not None:
             qkv = qkv.reshape(-1, mask.shape[0], *qkv.shape[1:])  # [B, nW, M, 3, heads, head_dim]
-        query, key, value = jnp.moveaxis(qkv, -3, 0)
+        query, key, value = unstack_projections(qkv)
         bias = self.relative_position_bias(window_size)
         attended = self.core(query, key, value, bias=bias, mask=mask, dropout_rate=self.dropout_rate, rngs=rngs)
         return self.proj(attended.reshape(windows.shape))

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from swin_jax.errors import UserError, did_you_mean
+from swin_jax.named import import_named
 
 BUILT_IN = {
     "classification": "swin_jax.tasks.classification:Classification",
@@ -58,6 +59,8 @@ def _factory(name: str) -> Callable[..., Task]:
     if not attribute:
         raise UserError(f"unknown task {name!r}{did_you_mean(name, BUILT_IN)}")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        if name in BUILT_IN:
+            return getattr(importlib.import_module(module_name), attribute)
+        return import_named(module_name, attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"task {name!r} cannot be imported: {error}") from error

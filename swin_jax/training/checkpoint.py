@@ -4,36 +4,32 @@ Orbax writes a step atomically but restores flipped bits without an error and ha
 So each step carries fingerprints of its arrays, compared after every restore, and a step that fails is passed over.
 """
 
-import contextlib
 import dataclasses
-import gc
 import json
 import logging
 import pathlib
-import sys
-import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
-import grain.checkpoint
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from swin_jax.errors import UserError
-from swin_jax.training.sharding import path_name
-from swin_jax.training.state import TrainState, run_once_options
+from swin_jax.training.fingerprints import checksum, fingerprints
+from swin_jax.training.state import TrainState
+from swin_jax.training.verification import (
+    DamagedCheckpointError,
+    check_files,
+    checked_meta,
+    reason_of,
+    silent_callbacks,
+)
 
 logger = logging.getLogger(__name__)
-
-
-class DamagedCheckpointError(Exception):
-    """A checkpoint that can be read but does not hold what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +92,17 @@ class Checkpoints:
         evaluation's figures, if this step has any; `record` is kept as it is, anything JSON can hold.
         """
         meta = {
-            "fingerprints": _fingerprints(state),
-            "iterators": _iterator_checksums(iterator),
+            "fingerprints": fingerprints(state),
+            "iterator": _position(iterator),
             "metrics": metrics,
             "record": record or {},
         }
-        meta["checksum"] = _checksum(meta)
+        meta["checksum"] = checksum(meta)
         step = int(state.step)
         self._metrics[step] = metrics
         saved = self._manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                iterator=grain.checkpoint.CheckpointSave(iterator),
-                meta=ocp.args.JsonSave(meta),
-            ),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
             force=True,
         )
         assert saved, f"Orbax did not save step {step}"
@@ -132,10 +124,10 @@ class Checkpoints:
         for step in candidates:
             restored, reason = None, "another host cannot read it"
             try:
-                with _silent_callbacks():
+                with silent_callbacks():
                     restored = self._restore_step(step, target, iterator)
             except Exception as error:
-                reason = _reason(error)
+                reason = reason_of(error)
             if not np.all(multihost_utils.process_allgather(np.asarray(restored is not None))):
                 failures[step] = reason
                 continue
@@ -151,6 +143,10 @@ class Checkpoints:
         """Return whether the cluster has asked all hosts to stop; needs jax.distributed."""
         return self._manager.reached_preemption(step)
 
+    def wait(self) -> None:
+        """Wait for the write in progress. Raises what went wrong with it."""
+        self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Wait for the write in progress and free the threads."""
         self._manager.close()
@@ -162,21 +158,19 @@ class Checkpoints:
         return step
 
     def _restore_step(self, step: int, target: TrainState, iterator: grain.DatasetIterator | None) -> Restored:
-        items = {"state": ocp.args.StandardRestore(target), "meta": ocp.args.JsonRestore()}
-        if iterator is not None:
-            items["iterator"] = grain.checkpoint.CheckpointRestore(iterator)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        state, meta = restored["state"], _verified(restored["meta"])
-        found = _fingerprints(state)
-        changed = [name for name, fingerprint in meta["fingerprints"].items() if found.get(name) != fingerprint]
+        folder = self.directory / str(step)
+        check_files(folder)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=args)
+        state, meta = restored["state"], checked_meta(restored["meta"])
+        found = fingerprints(state)
+        changed = [name for name, saved in meta["fingerprints"].items() if found.get(name) != saved]
         if changed:
-            raise DamagedCheckpointError(
-                f"{len(changed)} arrays have changed since they were saved, one is {changed[0]}"
-            )
+            raise DamagedCheckpointError(changed)
         if int(state.step) != step:
             raise DamagedCheckpointError(f"it holds step {int(state.step)}")
-        if iterator is not None and _iterator_checksums(iterator) != meta["iterators"]:
-            raise DamagedCheckpointError("the position in the data has changed since it was saved")
+        if iterator is not None:
+            iterator.set_state(meta["iterator"] if "iterator" in meta else _old_position(folder, meta))
         return Restored(state, meta["metrics"], meta["record"])
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -195,7 +189,7 @@ class Checkpoints:
         for step in self._manager.all_steps():
             try:
                 args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-                self._metrics[step] = _verified(self._manager.restore(step, args=args)["meta"])["metrics"]
+                self._metrics[step] = checked_meta(self._manager.restore(step, args=args)["meta"])["metrics"]
             except Exception:
                 self._metrics[step] = None
 
@@ -212,72 +206,18 @@ class _LatestAndBest(PreservationPolicy):
         return [info.step in kept for info in checkpoints]
 
 
-@contextlib.contextmanager
-def _silent_callbacks() -> Iterator[None]:
-    """Keep TensorStore from printing a traceback for every read that was under way when another one failed."""
-    hooks = sys.excepthook, sys.unraisablehook
-    sys.excepthook = sys.unraisablehook = lambda *arguments: None
-    try:
-        yield
-    except Exception:
-        time.sleep(0.2)  # for the reads still under way
-        gc.collect()
-        raise
-    finally:
-        sys.excepthook, sys.unraisablehook = hooks
+def _position(iterator: grain.DatasetIterator) -> dict[str, Any]:
+    """Return the position in the data, which is the same on all hosts and good for any number of them."""
+    state = iterator.get_state()
+    own = np.uint32(checksum(state))
+    assert np.all(multihost_utils.process_allgather(own) == own), "the hosts are at different places in the data"
+    return state
 
 
-def _verified(meta: dict[str, Any]) -> dict[str, Any]:
-    meta = dict(meta)
-    if meta.pop("checksum", None) != _checksum(meta):
-        raise DamagedCheckpointError("its description has changed since it was saved")
-    return meta
-
-
-def _fingerprints(state: TrainState) -> dict[str, int]:
-    """Return 32 bits for each array, the same however it is sharded; one changed element always changes them."""
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    everywhere = state.step.sharding
-    fingerprint = jax.jit(_fingerprint_leaves, out_shardings=everywhere, compiler_options=run_once_options())
-    return dict(zip(names, np.asarray(fingerprint(jax.tree.leaves(state))).tolist(), strict=True))
-
-
-def _fingerprint_leaves(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_fingerprint(leaf) for leaf in leaves])
-
-
-def _fingerprint(array: jax.Array) -> jax.Array:
-    """Sum over all elements, modulo 2**32, of a hash of (bits, position) that is one-to-one in the bits."""
-    if array.dtype == jnp.bool_:
-        array = array.astype(jnp.uint8)
-    width = min(array.dtype.itemsize, 4) * 8
-    bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
-    position = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    bits = _mix(bits ^ _mix(position + jnp.uint32(0x9E3779B9)))
-    return bits.sum(dtype=jnp.uint32)
-
-
-def _mix(bits: jax.Array) -> jax.Array:
-    """Apply MurmurHash3's 32-bit finalizer, a bijection."""
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)
-
-
-def _iterator_checksums(iterator: grain.DatasetIterator) -> list[int]:
-    """Return one checksum of the iterator's position per host."""
-    own = np.uint32(_checksum(iterator.get_state()))
-    return np.atleast_1d(multihost_utils.process_allgather(own)).tolist()
-
-
-def _checksum(value: Any) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-def _reason(error: Exception) -> str:
-    """Return what went wrong in one short line: TensorStore's messages run over pages."""
-    text = str(error).partition(". See full")[0]
-    named = text if isinstance(error, DamagedCheckpointError) else f"{type(error).__name__}: {text}"
-    return " ".join(named.split())[:160]
+def _old_position(folder: pathlib.Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """Return the position that Grain wrote for this host, as checkpoints had it before."""
+    index, count = jax.process_index(), jax.process_count()
+    state = json.loads((folder / "iterator" / f"process_{index}-of-{count}.json").read_text())
+    if checksum(state) != meta["iterators"][index]:
+        raise DamagedCheckpointError("the position in the data has changed since it was saved")
+    return state

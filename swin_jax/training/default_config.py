@@ -22,6 +22,9 @@ def default_config() -> ConfigDict:
     config.checkpoint_every_epochs = 1  # 0: only at the end
     config.keep_checkpoints = 2  # the newest ones, and the best one besides
     config.log_every_steps = 50
+    config.max_skipped_updates = 10  # in a row, skipped since they are not finite, before the run stops
+    config.hang_timeout_seconds = 1800.0  # without a step done, after the first: the run ends and says where; 0: never
+    config.host_timeout_seconds = 60.0  # without a sign of life from a host: the others end
     config.ema_decay = 0.0  # 0: off; otherwise the averaged parameters are the ones evaluated
     config.init_from = ""  # published weights to start from: a file, or hf:ORG/NAME; "": the model's own initial values
     config.init_fresh_head = False  # keep the model's own head, for another number of classes
@@ -154,6 +157,9 @@ def check_config(config: ConfigDict) -> None:
         ("checkpoint_every_epochs", 0, None),
         ("keep_checkpoints", 1, None),
         ("log_every_steps", 1, None),
+        ("max_skipped_updates", 1, None),
+        ("hang_timeout_seconds", 0, None),
+        ("host_timeout_seconds", 1, None),
         ("ema_decay", 0, 1),
         ("optimizer.learning_rate", 0, None),
         ("optimizer.final_learning_rate", 0, None),

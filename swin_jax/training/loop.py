@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import platform
 import re
@@ -14,8 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from swin_jax.errors import UserError
 from swin_jax.tasks import Task
 from swin_jax.training import sharding
 from swin_jax.training import workdir as workdirs
@@ -28,16 +32,20 @@ from swin_jax.training.experiment import (
     open_checkpoints,
 )
 from swin_jax.training.feed import Feed
+from swin_jax.training.hosts import watched_hosts
 from swin_jax.training.metrics import MetricWriter
 from swin_jax.training.preflight import check_inputs, compare
+from swin_jax.training.skipped import SkippedUpdates, keep_update
 from swin_jax.training.step import evaluate
+from swin_jax.training.watch import Watchdog
 
 
 def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dict[str, Any]:
     """Train as `config` says, going on where `workdir` stopped, and return the figures of the end.
 
-    SIGTERM makes it save and return early. Raises UserError for mistakes in the config or the workdir, before anything
-    is written, and FloatingPointError if the run diverges, before anything is saved.
+    SIGTERM or SIGINT makes it save and return early, with `"stopped"` among the figures. Raises UserError for mistakes
+    in the config or the workdir, before anything is written, FloatingPointError if the run diverges, before anything is
+    saved, and RunError if there is no room to write.
     """
     cache_compilations()
     if distributed:
@@ -60,6 +68,9 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         initial = None if workdirs.has_checkpoints(folder) else initial_state(config, experiment)
+        stack.enter_context(workdirs.told_if_full(folder))
+        stack.enter_context(locked(folder))
+        workdirs.check_workdir(folder, config)  # again: until now another run may have begun there
         if jax.process_index() == 0:
             workdirs.create_workdir(folder, config, inputs.files)
         checkpoints = stack.enter_context(contextlib.closing(open_checkpoints(folder, config, experiment)))
@@ -73,7 +84,9 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             return progress.summary(start, folder, inputs.unit)
 
         train_step, eval_step = compile_steps(config, experiment)
-        feed = Feed(iterator, skipped=progress.skipped)
+        stack.enter_context(watched_hosts(config.host_timeout_seconds))
+        watchdog = stack.enter_context(Watchdog(config.hang_timeout_seconds, folder))
+        feed = Feed(iterator, skipped=progress.skipped, watchdog=watchdog)
         writer = stack.enter_context(
             contextlib.closing(
                 MetricWriter(
@@ -83,8 +96,11 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
                     unit=inputs.unit,
                     units_per_step=config.batch_size * inputs.units_per_example,
                     log_every_steps=config.log_every_steps,
+                    max_skipped_updates=config.max_skipped_updates,
+                    skipped_updates=progress.skipped_updates,
                     active=jax.process_index() == 0,
                     feed=feed,
+                    watchdog=watchdog,
                 )
             )
         )
@@ -95,8 +111,12 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
         stop_requested = stack.enter_context(stop_on_signal(checkpoints))
         clock = time.perf_counter() - progress.seconds
         for step in range(start + 1, total + 1):
-            state, metrics = train_step(state, sharding.global_batch(next(feed), mesh), config.seed)
-            writer.push(step, metrics)
+            batch = next(feed)
+            state, metrics = train_step(state, sharding.global_batch(batch, mesh), config.seed)
+            try:
+                writer.push(step, metrics)
+            except SkippedUpdates as error:
+                raise keep_update(folder, state, batch, iterator, error) from None
 
             stop = stop_requested(step)
             evaluating = is_due(step, config.eval_every_epochs, experiment)
@@ -106,18 +126,22 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             writer.drain()
             figures = None
             if evaluating:
-                figures = evaluate(eval_step, task, batches_to_evaluate, state, mesh)
+                figures = evaluate(eval_step, task, watchdog.over(batches_to_evaluate), state, mesh)
                 writer.write_evaluation(step, figures)
                 progress.evaluated(step, figures, task)
+                stop = stop or stop_requested(step)
+                saving = saving or stop
             if saving:
                 progress.units_per_second = round(writer.units_per_second, 1)
                 progress.seconds = round(time.perf_counter() - clock, 1)
-                progress.skipped = feed.skipped
-                checkpoints.save(state, iterator, metrics=figures, record=dataclasses.asdict(progress))
+                progress.skipped, progress.skipped_updates = feed.skipped, writer.skipped_updates
+                with watchdog.waiting_for("the checkpoint"):
+                    checkpoints.save(state, iterator, metrics=figures, record=dataclasses.asdict(progress))
             if stop:
+                checkpoints.wait()  # while signals are still caught
                 writer.tell(f"asked to stop: saved step {step} of {total}")
                 break
-    return progress.summary(step, folder, inputs.unit)
+    return {**progress.summary(step, folder, inputs.unit), **({"stopped": True} if step < total else {})}
 
 
 @dataclasses.dataclass
@@ -128,6 +152,7 @@ class Progress:
     units_per_second: float = 0.0
     figures: dict[str, float] | None = None  # of the newest evaluation
     best: dict[str, float] | None = None
+    skipped_updates: int = 0  # since they were not finite
     skipped: int | None = None  # unreadable records on the first host, where the config skips them
 
     def evaluated(self, step: int, figures: dict[str, float], task: Task) -> None:
@@ -148,6 +173,7 @@ class Progress:
             "best": self.best,
             "workdir": str(workdir),
             "seconds": self.seconds,
+            **({"skipped_updates": self.skipped_updates} if self.skipped_updates else {}),
             f"{unit}_per_second": self.units_per_second,
             **({} if self.skipped is None else {"skipped": self.skipped}),
         }
@@ -174,17 +200,45 @@ def cache_compilations() -> None:
 
 
 @contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keep the workdir to this run: the first host locks it. Raises UserError on all hosts if another run has it."""
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(workdirs.lock(workdir))
+            except UserError as error:
+                refusal = error
+        if not np.all(multihost_utils.process_allgather(np.asarray(refusal is None))):
+            raise refusal or UserError(f"the first host cannot use the workdir {workdir}")
+        yield
+
+
+@contextlib.contextmanager
 def stop_on_signal(checkpoints: Checkpoints) -> Iterator[Callable[[int], bool]]:
-    """Yield a function that tells, after each step, whether to save and stop: on SIGTERM, or as the cluster agrees."""
-    if jax.distributed.is_initialized():
-        yield checkpoints.reached_preemption
-        return
+    """Yield a function that tells, after each step, whether to save and stop: on a signal, or as the cluster agrees.
+
+    The signals are SIGTERM and SIGINT; after a SIGINT the next one ends the process at once.
+    """
     received: list[int] = []
+    distributed = jax.distributed.is_initialized()
+    stop_requested = checkpoints.reached_preemption if distributed else lambda step: bool(received)
     if threading.current_thread() is not threading.main_thread():  # where Python allows no signal handlers
-        yield lambda step: False
+        yield stop_requested
         return
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+
+    def receive(number, frame):
+        received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.write(2, b"saving after this step; once more to end at once\n")  # print is not safe in a handler
+            if distributed:
+                os.kill(os.getpid(), signal.SIGTERM)  # JAX listens to this one, and tells the other hosts
+
+    handled = (signal.SIGINT,) if distributed else (signal.SIGINT, signal.SIGTERM)
+    previous = [(number, signal.signal(number, receive)) for number in handled]
     try:
-        yield lambda step: bool(received)
+        yield stop_requested
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous:
+            signal.signal(number, handler)

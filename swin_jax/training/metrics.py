@@ -9,21 +9,27 @@ import time
 from collections.abc import Mapping
 
 import jax
-import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
 
 from swin_jax.training.feed import Feed
+from swin_jax.training.skipped import SkippedUpdates
 from swin_jax.training.step import MAX_PENDING
+from swin_jax.training.watch import SlowSteps, Watchdog, this_process
 from swin_jax.training.workdir import write_atomically
 
 MAX_WAITING = 0.2  # the share of the time that may go by waiting for data before the user is told
+FLUSH_SECONDS = 30.0  # between writes of TensorBoard's file to the disk
 MIN_SECONDS = 20.0  # of training before that can be said
 
 
 class MetricWriter:
     """Receives the metrics of every update without waiting for them, and writes every `log_every_steps`-th.
 
+    It counts the updates that were skipped, from `skipped_updates` on, tells of them, and ends a run of nothing else.
     With a `feed` it tells the share of the time spent waiting for data, and how many records were replaced.
     On any but the first host (`active=False`) it writes nothing but still keeps the pace and watches the numbers.
     """
@@ -37,12 +43,17 @@ class MetricWriter:
         unit: str,
         units_per_step: int,
         log_every_steps: int,
+        max_skipped_updates: int = 10,
+        skipped_updates: int = 0,
         active: bool = True,
         feed: Feed | None = None,
+        watchdog: Watchdog | None = None,
     ):
         self.total_steps, self.log_every_steps, self.active = total_steps, log_every_steps, active
         self.unit, self.units_per_step = unit, units_per_step
-        self._feed = feed
+        self._max_skipped_updates = max_skipped_updates
+        self.skipped_updates, self._skipped_in_a_row, self._wrong = skipped_updates, 0, ""
+        self._feed, self._watchdog, self._slow_steps = feed, watchdog, SlowSteps()
         self._pending: collections.deque[tuple[int, dict[str, jax.Array], float, dict[str, int]]] = collections.deque()
         self._start_step, self._start_time = start_step, time.perf_counter()
         self._last_done: float | None = None  # when the last update was done, if the next one follows without a pause
@@ -52,7 +63,7 @@ class MetricWriter:
         if active:
             drop_after(workdir / "metrics.jsonl", start_step)
             self._file = (workdir / "metrics.jsonl").open("a")
-            self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
+            self._events = _Events(workdir, purge_step=start_step + 1)
         self._progress = _progress_bar(start_step, total_steps, unit) if active and sys.stdout.isatty() else None
 
     @property
@@ -61,15 +72,21 @@ class MetricWriter:
         return self._whole.value
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of update `step`; waits only where the host is `MAX_PENDING` updates ahead."""
+        """Take the metrics of update `step`; waits only where the host is `MAX_PENDING` updates ahead.
+
+        Raises SkippedUpdates where too many in a row were skipped; the last of them was then `step`, with its batch.
+        """
         feed = self._feed
         skipped = {"train/skipped": feed.skipped} if feed and feed.skipped is not None else {}
         self._pending.append((step, metrics, feed.waited if feed else 0.0, skipped))
-        if len(self._pending) > MAX_PENDING:
+        while len(self._pending) > (0 if self._skipped_in_a_row else MAX_PENDING):
             self._finish_oldest()
+        if not self._pending and self._skipped_in_a_row > self._max_skipped_updates:
+            many = f"{self._skipped_in_a_row} updates in a row were skipped"
+            raise SkippedUpdates(f"{self._wrong} at step {step}: the run has diverged, {many}")
 
     def drain(self) -> None:
-        """Wait for all updates. Raises FloatingPointError if the newest is not finite."""
+        """Wait for all updates."""
         while self._pending:
             self._finish_oldest()
         self._last_done = None
@@ -80,8 +97,7 @@ class MetricWriter:
             return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._events.write(step, scalars)
 
     def write_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         """Write an evaluation's figures, and tell them in a line."""
@@ -106,33 +122,57 @@ class MetricWriter:
             self._progress.stop()
         if self.active:
             self._file.close()
-            self._tensorboard.close()
+            self._events.close()
 
     def _finish_oldest(self) -> None:
         step, metrics, waited, skipped = self._pending.popleft()
         jax.block_until_ready(metrics)
         now = time.perf_counter()
+        if self._watchdog:
+            self._watchdog.done(step)
         if self._last_done is not None:
             for rate in (self._window, self._whole):
                 rate.add(self.units_per_step, now - self._last_done, waited)
+            self._tell_if_slow(step, now - self._last_done, waited)
         self._last_done = now
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, rate=self._whole.value)
         due = step % self.log_every_steps == 0 or step == self.total_steps
-        if not due and self._pending:
+        was_skipped = bool(metrics["skipped_update"])
+        if not due and self._pending and not was_skipped:
+            self._skipped_in_a_row = 0
             return
         self._latest = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(self._latest[name]):
-                raise FloatingPointError(f"train/{name} is {self._latest[name]} at step {step}: the run has diverged")
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if was_skipped else 0
+        if was_skipped:
+            self.skipped_updates += 1
+            name = next(name for name in ("loss", "grad_norm") if not math.isfinite(self._latest[name]))
+            self._wrong = f"train/{name} is {self._latest[name]}"
+            if self._skipped_in_a_row == 1:
+                count = f"{self.skipped_updates} so far"
+                self.tell(f"warning: {self._wrong} at step {step}: the update is skipped ({count})")
         if due:
-            scalars = {f"train/{name}": value for name, value in self._latest.items()}
+            finite = {name: value for name, value in self._latest.items() if math.isfinite(value)}
+            scalars = {f"train/{name}": value for name, value in finite.items() if name != "skipped_update"}
+            scalars["train/skipped_updates"] = self.skipped_updates
             scalars[f"train/{self.unit}_per_second"] = self._window.value or self._whole.value
             if self._feed:
                 scalars |= {"train/data_wait": self._window.waiting, **skipped}
             self.write(step, scalars)
             self._window = _Rate()
             self._warn_of_waiting(step)
+
+    def _tell_if_slow(self, step: int, seconds: float, waited: float) -> None:
+        """Tell of a step that took far longer than the rest; of late data its own host tells."""
+        slow = self._slow_steps.add(step, seconds, waited)
+        if slow is None:
+            return
+        self.write(step, {"train/slow_step_seconds": seconds, "train/slow_step_data_wait": slow.waited})
+        line = f"warning: {slow.line}" if self._slow_steps.may_tell() else None
+        if line and self.active:
+            self.tell(line)
+        elif line and slow.waited > seconds / 2:
+            print(f"{line} ({this_process()})", file=sys.stderr, flush=True)
 
     def _warn_of_waiting(self, step: int) -> None:
         """Tell, once, of an input that is too slow."""
@@ -141,6 +181,26 @@ class MetricWriter:
         share = f"{self._whole.waiting:.0%} of the time went by waiting for data up to step {step}"
         self.tell(f"warning: {share}: the input is too slow; docs/data.md says what helps")
         self._waiting_told = True
+
+
+class _Events:
+    """TensorBoard's file, written in this thread: tensorboardX's dies of a full disk, and then the run hangs."""
+
+    def __init__(self, workdir: pathlib.Path, *, purge_step: int):
+        self._writer, self._flushed = EventsWriter(str(workdir / "events")), time.monotonic()
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            event = event_pb2.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+            self._writer.write_event(event)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class _Rate:

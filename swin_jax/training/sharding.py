@@ -28,18 +28,23 @@ TENSOR_RULES = (
     (r"\.fc1\.bias$", 0),
     (r"\.fc2\.kernel$", 0),  # [hidden, C]
 )
+HEARTBEAT_SECONDS = 300  # while they start and compile hosts may be busy with nothing else for long
 MIN_FSDP_SIZE = 1024  # smaller parameters cost more to gather than they save
 
 
 def initialize_distributed() -> None:
     """Join the other hosts, before any other use of JAX.
 
-    They are found from the cluster (Slurm, Open MPI, Cloud TPU), or from the variables JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    They are found from the cluster (Slurm, Open MPI, Cloud TPU, TPUs on GKE), or from the variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JAX ends all if one gives no sign of life for
+    `HEARTBEAT_SECONDS`; `hosts.py` is sooner. Raises UserError if they cannot be joined.
     """
-    numbers = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        jax.distributed.initialize(**{name: int(number) for name, number in numbers.items() if number})
+        numbers = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+        numbers = {name: int(number) for name, number in numbers.items() if number}
+        jax.distributed.initialize(
+            **numbers, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the other hosts cannot be joined: {str(error).splitlines()[0]}") from error
 
@@ -86,6 +91,13 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh.shape)), state
     )
+
+
+def cut_as(grads: Any, like: Any, mesh: Mesh) -> Any:
+    """Return gradients cut as their parameters, so that a compiler that can may add up only each device's part."""
+    if mesh.shape["fsdp"] == 1:
+        return grads
+    return jax.tree.map(lambda grad, leaf: jax.lax.with_sharding_constraint(grad, leaf.sharding), grads, like)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

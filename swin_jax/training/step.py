@@ -1,6 +1,7 @@
 """The compiled functions of the loop: one update, one evaluation batch."""
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -44,6 +45,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, int], tuple[TrainState, dict[str, jax.Array]]]:
     """Return `step(state, batch, seed) -> (state, metrics)`; the state passed in is donated, so use the new one.
 
+    An update whose loss or gradient is not finite is skipped: all but `state.step` stays as it was, to
+    the bit, and `metrics["skipped_update"]` is 1, not 0.
+
     Args:
         accumulation_steps: into how many microbatches the batch is cut, one after the other, so that only the
             activations of one are in memory. See `accumulate`.
@@ -66,6 +70,7 @@ def make_train_step(
 
             learned = choose(nothing, state.params)
             (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(learned)
+            grads = sharding.cut_as(grads, choose(nothing, abstract_state.params), mesh)
             return {**metrics, "loss": loss}, model_state, grads
 
         if accumulation_steps == 1:
@@ -82,14 +87,14 @@ def make_train_step(
         ema_params = state.ema_params
         if ema_params is not None:
             ema_params = choose(params, optax.incremental_update(params, ema_params, 1.0 - ema_decay))
-        metrics = {
-            **metrics,
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),
-            "learning_rate": schedule(state.step),
-        }
+        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+        # Not the new parameters' norm: to wait for that, the old state and the new one would have to be there at once.
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms["grad_norm"])
+        metrics = {**metrics, **norms, "learning_rate": schedule(state.step), "skipped_update": ~finite}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
+        updated = TrainState(state.step, params, model_state, opt_state, ema_params)
+        updated = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        return dataclasses.replace(updated, step=state.step + 1), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     everywhere = sharding.replicated(mesh)
@@ -97,7 +102,7 @@ def make_train_step(
         train_step,
         in_shardings=(shardings, sharding.batch_sharding(mesh), None),
         out_shardings=(shardings, everywhere),
-        donate_argnums=0,
+        donate_argnums=() if jax.config.jax_debug_nans else 0,  # which goes through the step again, with the old state
     )
 
 

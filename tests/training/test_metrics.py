@@ -1,9 +1,11 @@
 import json
+import math
 
 import jax.numpy as jnp
 import pytest
 
 from swin_jax.training.metrics import MetricWriter, drop_after
+from swin_jax.training.skipped import SkippedUpdates
 
 
 def make_writer(folder, **changes):
@@ -12,7 +14,8 @@ def make_writer(folder, **changes):
 
 
 def metrics(loss):
-    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0)}
+    skipped = jnp.float32(not math.isfinite(loss))
+    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0), "skipped_update": skipped}
 
 
 def lines(folder):
@@ -35,13 +38,31 @@ def test_writes_every_so_many_steps_and_the_last(tmp_path, capsys):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_divergence_stops_the_run(tmp_path, broken):
-    writer = make_writer(tmp_path)
-    writer.push(1, metrics(1.0))
-    writer.push(2, metrics(broken))
-    with pytest.raises(FloatingPointError, match=r"train/loss is (nan|inf) at step 2"):
-        writer.drain()
+def test_skipped_updates_are_counted_and_told(tmp_path, capsys):
+    writer = make_writer(tmp_path, max_skipped_updates=2, log_every_steps=1, skipped_updates=3, total_steps=9)
+    values = [1.0, math.nan, math.inf, 2.0, math.nan, math.nan, 3.0, 4.0, 5.0]
+    for step, loss in enumerate(values, 1):
+        writer.push(step, metrics(loss))
+    writer.drain()
+    writer.close()
+    assert [line["train/skipped_updates"] for line in lines(tmp_path)] == [3, 4, 5, 5, 6, 7, 7, 7, 7]
+    assert [line.get("train/loss") for line in lines(tmp_path)] == [v if math.isfinite(v) else None for v in values]
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "warning: train/loss is nan at step 2: the update is skipped (4 so far)",
+        "warning: train/loss is nan at step 5: the update is skipped (6 so far)",
+    ]
+
+
+@pytest.mark.parametrize("first_bad", [1, 2, 5])
+@pytest.mark.parametrize("log_every_steps", [1, 100])
+def test_too_many_in_a_row_end_the_run(first_bad, log_every_steps, tmp_path):
+    writer = make_writer(tmp_path, max_skipped_updates=3, log_every_steps=log_every_steps)
+    last = first_bad + 3  # the fourth in a row, and the newest: nothing has been done since
+    for step in range(1, last):
+        writer.push(step, metrics(1.0 if step < first_bad else math.nan))
+    with pytest.raises(SkippedUpdates, match=f"train/loss is nan at step {last}: the run has diverged, 4 updates"):
+        writer.push(last, metrics(math.nan))
 
 
 def test_resuming_drops_what_comes_again(tmp_path):

@@ -52,13 +52,56 @@ def test_any_mesh_gives_the_same_updates(num_devices, axes, setup):
     )
 
 
+class PoisonedTask:
+    """A task whose loss, or its gradient alone, is not finite where the first label says so."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def __getattr__(self, name):
+        return getattr(self.task, name)
+
+    def loss(self, model, batch, rngs):
+        loss, metrics = self.task.loss(model, {**batch, "label": batch["label"] % 10}, rngs)
+        first = batch["label"][0]
+        poison = jnp.where(first == 90, jnp.nan, jnp.where(first == 91, jnp.inf, 0.0))
+        weight = model.blocks[1].bias.value[0]
+        nothing = jnp.abs(weight - jax.lax.stop_gradient(weight))
+        steep = jnp.sqrt(jnp.where(first == 92, nothing, 1.0)) - 1.0  # a square root's slope at 0 is infinite
+        return loss + poison + steep, metrics
+
+
+@pytest.fixture(scope="module")
+def poisoned(setup):
+    return Setup(2, task=PoisonedTask(setup.task), ema_decay=0.9)
+
+
+@pytest.mark.parametrize("label", [90, 91, 92])
+def test_an_update_that_is_not_finite_is_skipped(label, poisoned):
+    def batch(number, label):
+        found = dict(poisoned.batch(number))
+        return {**found, "label": found["label"].at[0].set(label)}
+
+    state, metrics = poisoned.train_step(poisoned.init(), batch(0, 3), 0)
+    assert float(metrics["skipped_update"]) == 0
+    before = jax.device_get(state)
+    state, metrics = poisoned.train_step(state, batch(1, label), 0)
+    assert float(metrics["skipped_update"]) == 1
+    after = jax.device_get(state)
+    assert int(after.step) == int(before.step) + 1 == 2
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(after, step=before.step), before)
+    state, metrics = poisoned.train_step(state, batch(2, 3), 0)
+    assert float(metrics["skipped_update"]) == 0
+    assert not np.array_equal(state.params["blocks"]["0"]["kernel"], before.params["blocks"]["0"]["kernel"])
+
+
 def test_step_donates_updates_and_averages(setup):
     before, twin = setup.init(), setup.init()
     old = jax.device_get((twin.params, twin.ema_params, twin.model_state))
     after, metrics = setup.train_step(before, setup.batch(), 0)
     assert before.params["blocks"]["0"]["kernel"].is_deleted()
     assert int(after.step) == 1
-    assert set(metrics) == {"loss", "accuracy", "grad_norm", "param_norm", "learning_rate"}
+    assert set(metrics) == {"loss", "accuracy", "grad_norm", "param_norm", "learning_rate", "skipped_update"}
     assert float(metrics["learning_rate"]) == pytest.approx(1e-3)
     jax.tree.map(
         lambda ema, previous, new: np.testing.assert_allclose(ema, 0.9 * previous + 0.1 * new, rtol=1e-5, atol=1e-7),

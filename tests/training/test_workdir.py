@@ -1,10 +1,18 @@
+import errno
 import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import pytest
 
-from swin_jax.errors import UserError
+from swin_jax.errors import RunError, UserError
 from swin_jax.training import workdir as workdirs
 from swin_jax.training.default_config import check_config, default_config
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def changed_config(**values):
@@ -84,6 +92,69 @@ def test_workdir_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         workdirs.create_workdir(tmp_path / "file" / "run", default_config())
     assert (tmp_path / "file").read_text() == "mine"
+
+
+HOLDER = """
+import os, pathlib, sys, time
+from swin_jax.training import workdir
+with workdir.lock(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_lock_of_another_process_goes_with_it(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"locked\n"
+        named = rf"in use by process {holder.pid} on {socket.gethostname()}, since .* one run at a time"
+        with pytest.raises(UserError, match=named), workdirs.lock(tmp_path / "run"):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with workdirs.lock(tmp_path / "run"):
+        assert f"process {os.getpid()} " in (tmp_path / "run" / "run.lock").read_text()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdirs.fcntl, "flock", flock)
+    with workdirs.lock(tmp_path):
+        pass
+    assert "file system without locks" in capsys.readouterr().out
+
+
+def test_the_lock_follows_no_link(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="cannot be written"), workdirs.lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up"),
+        (ValueError("RESOURCE_EXHAUSTED: ... [OS error 28: ENOSPC No space left on device]"), "the disk is full"),
+    ],
+)
+def test_lack_of_room_is_one_line(error, reason, tmp_path):
+    def write():
+        try:
+            raise error
+        except Exception as first:
+            raise RuntimeError("a library's own words") from first
+
+    with pytest.raises(RunError, match=f"cannot be written: {reason}"), workdirs.told_if_full(tmp_path):
+        write()
+    with pytest.raises(OSError, match="Permission"), workdirs.told_if_full(tmp_path):
+        raise OSError(errno.EPERM, "Permission denied")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""timm's side of a contest, where PyTorch and timm are installed; see swin_jax/benchmarking/contest.py.
+
+    python benchmarks/timm_worker.py '{"mode": "train", "model": "swin_tiny_patch4_window7_224", "batch_size": 8, ...}'
+
+The same work: AdamW on cross-entropy with inputs at hand, or logits of a batch without gradients; `compile` is
+torch.compile. It imports nothing of this package, so that PyTorch may live in an environment of its own.
+"""
+
+import json
+import sys
+import time
+
+
+def start(work: dict):
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, work["dtype"])
+    size = work["image_size"]
+    options = {"drop_path_rate": 0.0} | ({} if size == 224 else {"img_size": size})
+    model = timm.create_model(work["model"], num_classes=work["num_classes"], **options).to(device)
+    images = torch.randn(work["batch_size"], 3, size, size, device=device)
+    labels = torch.arange(work["batch_size"], device=device)
+    autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+    training = work["mode"] == "train"
+    model.train(training)
+    forward = torch.compile(model) if work["compile"] else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05) if training else None
+
+    def train():
+        with autocast:
+            loss = torch.nn.functional.cross_entropy(forward(images).float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    def infer():
+        with torch.inference_mode(), autocast:
+            forward(images)
+
+    def run(calls: int) -> None:
+        for _ in range(calls):
+            (train if training else infer)()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    run(2)
+    return run, f"torch {torch.__version__}, timm {timm.__version__}"
+
+
+def peak_bytes() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+
+def main() -> None:
+    begun = time.perf_counter()
+    run, version = start(json.loads(sys.argv[1]))
+    print("ready " + json.dumps({"version": version, "ready_seconds": time.perf_counter() - begun}), flush=True)
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        run(int(line))
+        seconds = (time.perf_counter() - begun) / int(line)
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

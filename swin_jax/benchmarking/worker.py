@@ -1,0 +1,30 @@
+"""Our side of a contest: python -m swin_jax.benchmarking.worker '{"mode": "train", "model": ...}', see `contest`."""
+
+import json
+import sys
+
+import jax
+
+from swin_jax.benchmarking.contest import serve
+from swin_jax.benchmarking.models import Work, compile_work
+
+
+def main() -> None:
+    work = Work(**json.loads(sys.argv[1]))
+
+    def start():
+        compiled = compile_work(work)
+
+        def run(calls: int) -> None:
+            for _ in range(calls):
+                result = compiled.program.run()
+            jax.block_until_ready(result)
+
+        run(1)
+        return run
+
+    serve(start, {"version": f"jax {jax.__version__}"})
+
+
+if __name__ == "__main__":
+    main()
