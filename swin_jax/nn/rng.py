@@ -13,10 +13,27 @@ def child(rngs: nnx.Rngs | None, *path: str | int | jax.Array) -> nnx.Rngs | Non
     """
     if rngs is None:
         return None
-    streams = {}
+    children = nnx.Rngs()
     for name, stream in rngs.items():
         key = stream.key[...]
         for part in path:
             key = jax.random.fold_in(key, zlib.crc32(part.encode()) if isinstance(part, str) else part)
-        streams[name] = key
-    return nnx.Rngs(**streams)
+        setattr(children, name, _Stream(key, tag=stream.tag))
+    return children
+
+
+class _Stream(nnx.RngStream):
+    """The same keys as Flax's, counted in Python.
+
+    Flax counts in an array, and for every draw that is traced JAX looks through all that was traced before: the time to
+    trace a model grew with the square of its depth.
+    """
+
+    def __init__(self, key: jax.Array, *, tag: str):
+        super().__init__(key, tag=tag)
+        self.draws = 0
+
+    def __call__(self) -> jax.Array:
+        key = jax.random.fold_in(self.key[...], self.draws)
+        self.draws += 1
+        return key

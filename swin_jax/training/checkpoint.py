@@ -31,6 +31,12 @@ from swin_jax.training.verification import (
 
 logger = logging.getLogger(__name__)
 
+# Where several devices hold an array, Orbax has each of them write a part, for which it compiles a slice of every
+# shape: not worth it for small arrays. A part is to have a megabyte at least.
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
