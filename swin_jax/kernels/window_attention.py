@@ -70,7 +70,7 @@ def window_attention_reference(
     windows = window_partition(x, layout.window_size).reshape(-1, layout.windows, layout.tokens, *shape[3:])
     query, key, value = jnp.moveaxis(windows, -3, 0)
     mask = shifted_window_mask(layout.map_size, layout.window_size, layout.shift, attend_padding=layout.attend_padding)
-    query = query * scale[:, None].astype(query.dtype)
+    query = (query * scale[:, None]).astype(value.dtype)  # in float32, and so the sum that is the gradient of scale
     attended = dot_product_attention(query, key, value, bias=bias, mask=mask, scale=1.0)
     attended = attended.reshape(-1, layout.tokens, shape[4] * shape[5])
     merged = window_merge(attended, layout.window_size, (height, width))
