@@ -31,11 +31,22 @@ from swin_jax.training.verification import (
 
 logger = logging.getLogger(__name__)
 
-# Where several devices hold an array, Orbax has each of them write a part, for which it compiles a slice of every
-# shape: not worth it for small arrays. A part is to have a megabyte at least.
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True
-)
+
+def _write_small_arrays_whole() -> None:
+    """Let one device alone write an array of which each would write less than a megabyte.
+
+    Orbax has every device that holds an array write a part, and compiles a slice for every shape: seconds at the first
+    checkpoint of a run.
+    """
+    absl_logger = logging.getLogger("absl")  # warns that a handler is replaced, which is what is wanted
+    absl_logger.disabled = True
+    ocp.type_handlers.register_type_handler(
+        jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True
+    )
+    absl_logger.disabled = False
+
+
+_write_small_arrays_whole()
 
 
 @dataclasses.dataclass(frozen=True)

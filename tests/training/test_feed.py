@@ -48,7 +48,7 @@ def run(folder, clock, feed, *, steps, step_seconds, pause=None):
     for step in range(1, steps + 1):
         next(feed)
         clock.now += step_seconds
-        writer.push(step, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)})
+        writer.push(step, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1), "skipped_update": jnp.float32(0)})
         if step == pause:
             writer.drain()
             clock.now += 1000.0

@@ -54,7 +54,7 @@ def test_a_run_writes_and_tells_of_slow_steps(tmp_path, monkeypatch, capsys, dat
     for step in range(1, 41):
         next(feed)
         clock.now += device_seconds if step in (20, 24) else 0.5
-        writer.push(step, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)})
+        writer.push(step, {"loss": jnp.float32(1), "grad_norm": jnp.float32(1), "skipped_update": jnp.float32(0)})
     writer.close()
     slow = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(slow) == 2
