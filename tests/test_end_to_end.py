@@ -297,7 +297,7 @@ def small_disk(folder, size):
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a thread may still be closing a file
 
 
 def check_full_disk(workdir, room, capsys):

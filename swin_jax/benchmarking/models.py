@@ -1,6 +1,7 @@
 """A training step or inference of an image model, and what the machine could do at most in the same run."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ class Work:
     image_size: int = 224
     dtype: str = "float32"
     microbatch: int = 0
+    scan: bool = False
     num_classes: int = 1000
 
     def __post_init__(self):
@@ -66,7 +68,7 @@ def _compile_training(work: Work) -> Compiled:
     config.model.name, config.model.dtype = work.model, work.dtype
     config.data.source, config.data.image_size, config.data.num_classes = "synthetic", work.image_size, work.num_classes
     config.optimizer.weight_decay = 0.05
-    config.model.drop_path_rate = 0.0
+    config.model.drop_path_rate, config.model.scan = 0.0, work.scan
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         experiment = build(config, mesh)
@@ -76,8 +78,9 @@ def _compile_training(work: Work) -> Compiled:
         batch = sharding.global_batch(batch, mesh)
         step, _ = compile_steps(config, experiment)
         compiled, seconds = _timed_compile(step, state, batch, 0)
-        config.accumulation_steps = 1  # XLA counts the body of a loop once
-        flops = _flops(compile_steps(config, experiment)[0].lower(state, batch, 0))
+        # XLA counts the body of a loop once
+        config.accumulation_steps, config.model.scan = 1, False
+        flops = _flops(compile_steps(config, build(config, mesh))[0].lower(state, batch, 0))
 
     def run():
         nonlocal state
@@ -89,16 +92,15 @@ def _compile_training(work: Work) -> Compiled:
 
 def _compile_inference(work: Work) -> Compiled:
     dtype = jnp.dtype(work.dtype)
+    options = {"num_classes": work.num_classes, "image_size": work.image_size, "dtype": dtype}
     try:
-        model = create_model(
-            work.model, num_classes=work.num_classes, image_size=work.image_size, dtype=dtype, rngs=nnx.Rngs(0)
-        )
+        graphdef, parameters = nnx.split(create_model(work.model, **options, scan=work.scan, rngs=nnx.Rngs(0)))
+        unrolled = nnx.graphdef(nnx.eval_shape(lambda: create_model(work.model, **options, rngs=nnx.Rngs(0))))
     except ValueError as error:
         raise UserError(str(error)) from error
-    graphdef, parameters = nnx.split(model)
     images = jax.random.normal(jax.random.key(0), (work.batch_size, work.image_size, work.image_size, 3), dtype)
 
-    def infer(parameters, images):
+    def infer(parameters, images, graphdef=graphdef):
         return nnx.merge(graphdef, parameters)(images)
 
     def infer_in_parts(parameters, images):
@@ -106,7 +108,8 @@ def _compile_inference(work: Work) -> Compiled:
         return jax.lax.map(lambda part: infer(parameters, part), parts).reshape(work.batch_size, -1)
 
     compiled, seconds = _timed_compile(jax.jit(infer_in_parts if work.parts > 1 else infer), parameters, images)
-    flops = _flops(jax.jit(infer).lower(parameters, images))
+    # XLA counts the body of a loop once
+    flops = _flops(jax.jit(functools.partial(infer, graphdef=unrolled)).lower(parameters, images))
     return _summary(lambda: compiled(parameters, images), compiled, seconds, flops)
 
 
