@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -124,8 +125,7 @@ def alone():
 def check_losses(workdir, alone, steps):
     assert [step for step, _ in losses(workdir)] == list(range(1, steps + 1))
     np.testing.assert_allclose([loss for _, loss in losses(workdir)], alone[0][:steps], rtol=0, atol=1e-5)
-    told = [line for line in output(workdir, 1, "out").splitlines() if not line.startswith("[Gloo]")]
-    assert told == []  # the first host speaks and writes
+    assert not re.search(r"step|{", output(workdir, 1, "out"))  # the first host speaks and writes; Gloo may
     assert len(list(workdir.glob("events*"))) >= 1
 
 

@@ -96,7 +96,9 @@ def test_forward_and_backward_lower_to_triton(window):
     def loss(qkv, bias):
         return window_attention(qkv, bias, layout).astype(jnp.float32).sum()
 
-    lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(qkv, bias).lower(lowering_platforms=("cuda",))
+    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
+        lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(qkv, bias).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("__gpu$xla.gpu.triton") == (2 if window == 7 else 4)  # calls of kernels
 
 
