@@ -46,7 +46,7 @@ OVERRIDES = (
     "task.mixup_alpha=0.8",
 )
 TIMEOUT = 3600.0  # seconds for a life to come to where it is to end, on a machine that may be busy
-LIFETIME = 2.0  # processor seconds that a life may have beyond those of a start with nothing to do
+LIFETIME = 4.0  # processor seconds that a life may have beyond those of a start with nothing to do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +202,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or pathlib.Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        figures = chaos(folder, kills=arguments.kills, seed=arguments.seed, total_epochs=5 * arguments.kills)
+        figures = chaos(folder, kills=arguments.kills, seed=arguments.seed, total_epochs=10 * arguments.kills)
     figures.pop("codes")
     print(json.dumps(figures | {"seed": arguments.seed, "same_to_the_bit": True}))
 
