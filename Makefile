@@ -29,10 +29,10 @@ test: setup  ## run the tests
 test-bfloat16: setup  ## train the digits ViT in bfloat16 and float32: the same accuracy (some 10 minutes)
 	$(BIN)/python -m pytest -m slow -n 0 -s tests/training/test_bfloat16_digits.py
 
-test-damage: setup  ## damage a checkpoint in 100 random ways: nothing restored wrong, no run lost (some 3 minutes)
+test-damage: setup  ## damage a checkpoint in 100 random ways: nothing restored wrong, no run lost (a minute)
 	$(BIN)/python -m pytest -m slow -n 0 -s tests/training/test_damage.py
 
-chaos: setup  ## kill a training run 25 times, the last parameters the same to the bit (some 10 minutes)
+chaos: setup  ## kill a training run 25 times, the last parameters the same to the bit (some 7 minutes)
 	$(BIN)/python -m tests.chaos --kills=25
 
 test-hosts: setup  ## two hosts on this machine with every mesh, and Swin-T cut over eight devices (minutes)

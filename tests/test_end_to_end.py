@@ -301,7 +301,7 @@ def small_disk(folder, size):
 
 
 def check_full_disk(workdir, room, capsys):
-    """Train where there is no room for the third checkpoint, then with room again."""
+    """Train where there is no room for the second checkpoint; return the good ones."""
     with pytest.raises(RunError) as error:
         loop.train(small_config(), workdir=str(workdir))
     assert "\n" not in str(error.value)
