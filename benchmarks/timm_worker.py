@@ -3,18 +3,23 @@
     python benchmarks/timm_worker.py '{"mode": "train", "model": "swin_tiny_patch4_window7_224", "batch_size": 8, ...}'
 
 The same work: AdamW on cross-entropy with inputs at hand, or logits of a batch without gradients; `compile` is
-torch.compile. It imports nothing of this package, so that PyTorch may live in an environment of its own.
+torch.compile. It imports nothing of `swin_jax`, so that PyTorch may live in an environment of its own.
 """
 
 import json
 import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.golden.reference import import_timm
 
 
 def start(work: dict):
-    import timm
     import torch
 
+    timm = import_timm()
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, work["dtype"])

@@ -2,6 +2,7 @@
 
 python -m swin_jax.benchmark train [--model=NAME] [--against=timm]    a training step: images/s, memory, share of peak
 python -m swin_jax.benchmark infer [--model=NAME] [--against=timm]    the same of inference
+python -m swin_jax.benchmark attention [--window=0]    a layer of attention by each implementation that there is here
 python -m swin_jax.benchmark length [--out=FILE.png]    step time and memory over sequence length and image size
 python -m swin_jax.benchmark data [--data=folder:PATH]      images/s of the input beside Pillow's, and where time goes
 
@@ -195,9 +196,43 @@ def infer(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]
     return _step("infer", flag_values)
 
 
+ATTENTION_FLAGS = flags.FlagValues()
+flags.DEFINE_integer("batch_size", 8, "Maps.", 1, flag_values=ATTENTION_FLAGS)
+flags.DEFINE_integer("map_size", 56, "Side of a map in tokens.", 1, flag_values=ATTENTION_FLAGS)
+flags.DEFINE_integer(
+    "window", 7, "Side of a window in tokens; 0: a ViT's full attention.", 0, flag_values=ATTENTION_FLAGS
+)
+flags.DEFINE_bool("shifted", True, "Windows shifted by half of their side.", flag_values=ATTENTION_FLAGS)
+flags.DEFINE_integer("num_heads", 3, "Heads.", 1, flag_values=ATTENTION_FLAGS)
+flags.DEFINE_integer("head_dim", 32, "Width of each.", 1, flag_values=ATTENTION_FLAGS)
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Precision.", flag_values=ATTENTION_FLAGS)
+flags.DEFINE_integer("samples", 7, "Samples of each.", 1, flag_values=ATTENTION_FLAGS)
+flags.DEFINE_float("sample_seconds", 0.2, "Least length of a sample.", flag_values=ATTENTION_FLAGS)
+
+
+def attention(flag_values: flags.FlagValues, overrides: list[str]) -> dict[str, Any]:
+    from swin_jax.benchmarking import attention as measuring
+    from swin_jax.benchmarking.models import measure_machine
+
+    names = ("batch_size", "map_size", "shifted", "num_heads", "head_dim", "dtype")
+    work = measuring.Work(**{name: flag_values[name].value for name in names}, window_size=flag_values.window)
+    samples = flag_values.samples
+    found = measuring.compare(work, samples=samples, sample_seconds=flag_values.sample_seconds)
+    _, copy = measure_machine(work.dtype, samples=samples)
+    kind = f"windows of {work.window_size}" if work.window_size else "full attention"
+    print(f"{kind}, {work.num_heads} heads of {work.head_dim}, {work.dtype}, maps {work.shape}\n")
+    print(measuring.table(work, found, copy))
+    return {
+        **dataclasses.asdict(work),
+        "copy_bytes_per_second": copy,
+        "implementations": {name: dataclasses.asdict(outcome) for name, outcome in found.items()},
+    }
+
+
 COMMANDS = {
     "train": (train, STEP_FLAGS),
     "infer": (infer, STEP_FLAGS),
+    "attention": (attention, ATTENTION_FLAGS),
     "length": (length, LENGTH_FLAGS),
     "data": (data, DATA_FLAGS),
 }

@@ -17,6 +17,7 @@ from typing import Any
 from swin_jax.benchmarking.timing import Timing, quartiles
 from swin_jax.errors import UserError
 
+WARM_UP_CALLS = 4  # the memory of a process still grows in the first of them
 REST_SECONDS = 0.5  # for the threads of the one before, which may wait actively
 
 
@@ -60,7 +61,7 @@ def contest(
         workers, number, answers = [], {}, {}
         for name, (command, environment) in contestants.items():
             worker = stack.enter_context(contextlib.closing(Worker(name, command, environment)))
-            worker.calls(1)
+            worker.calls(WARM_UP_CALLS)
             number[name] = max(1, round(sample_seconds / worker.calls(1)["seconds"]))
             workers.append(worker)
             answers[name] = []

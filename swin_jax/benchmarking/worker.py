@@ -17,8 +17,7 @@ def main() -> None:
 
         def run(calls: int) -> None:
             for _ in range(calls):
-                result = compiled.program.run()
-            jax.block_until_ready(result)
+                jax.block_until_ready(compiled.program.run())
 
         run(1)
         return run

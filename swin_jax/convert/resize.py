@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from scipy.interpolate import RectBivariateSpline
 
 from swin_jax.errors import UserError
 from swin_jax.nn.interpolation import resize_grid
@@ -163,6 +162,8 @@ def _restored(values: np.ndarray, like: Any) -> Any:
 
 
 def _resize_geometrically(grid: np.ndarray, new_sides: list[int]) -> np.ndarray:
+    from scipy.interpolate import RectBivariateSpline  # here, for it takes most of a second, and few need it
+
     places = [_geometric_places(old, new) for old, new in zip(grid.shape, new_sides, strict=False)]
     wanted = [np.arange(side) - side // 2 for side in new_sides]
     degrees = [min(3, len(place) - 1) for place in places]

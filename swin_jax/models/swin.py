@@ -21,7 +21,9 @@ from swin_jax.nn.sizes import as_pair
 from swin_jax.nn.types import Dense, MlpFactory, NormFactory, WindowAttentionFactory
 from swin_jax.nn.windows import WINDOW_PADDINGS, WindowAttention, shifted_window_attention
 
-_OTHER_ATTENTION = {"cudnn": partial(WindowAttention, core=cudnn_window_attention), "pallas": FusedWindowAttention}
+WINDOW_ATTENTION = {"cudnn": partial(WindowAttention, core=cudnn_window_attention), "pallas": FusedWindowAttention}
+"""What takes the place of `WindowAttention` in `choose_attention`."""
+WINDOW_PLATFORMS = {**PLATFORMS, "pallas": ("gpu",)}
 
 
 class SwinBlock(nnx.Module):
@@ -155,8 +157,8 @@ class SwinTransformer(nnx.Module):
             attention,
             attention_implementation,
             default=WindowAttention,
-            others=_OTHER_ATTENTION,
-            platforms={**PLATFORMS, "pallas": ("gpu",)},
+            others=WINDOW_ATTENTION,
+            platforms=WINDOW_PLATFORMS,
             dtype=dtype,
             head_dim=embed_dim // num_heads[0],
             attention_dropout_rate=attention_dropout_rate,

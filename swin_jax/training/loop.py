@@ -47,6 +47,7 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
     in the config or the workdir, before anything is written, FloatingPointError if the run diverges, before anything is
     saved, and RunError if there is no room to write.
     """
+    begun = time.perf_counter()
     cache_compilations()
     if distributed:
         sharding.initialize_distributed()
@@ -101,6 +102,7 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
                     active=jax.process_index() == 0,
                     feed=feed,
                     watchdog=watchdog,
+                    begun=begun,
                 )
             )
         )

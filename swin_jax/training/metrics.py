@@ -30,6 +30,7 @@ class MetricWriter:
     """Receives the metrics of every update without waiting for them, and writes every `log_every_steps`-th.
 
     It counts the updates that were skipped, from `skipped_updates` on, tells of them, and ends a run of nothing else.
+    `begun` is when the run did, by `time.perf_counter`: it tells how long the first update took to come from there.
     With a `feed` it tells the share of the time spent waiting for data, and how many records were replaced.
     On any but the first host (`active=False`) it writes nothing but still keeps the pace and watches the numbers.
     """
@@ -48,6 +49,7 @@ class MetricWriter:
         active: bool = True,
         feed: Feed | None = None,
         watchdog: Watchdog | None = None,
+        begun: float | None = None,
     ):
         self.total_steps, self.log_every_steps, self.active = total_steps, log_every_steps, active
         self.unit, self.units_per_step = unit, units_per_step
@@ -55,7 +57,7 @@ class MetricWriter:
         self.skipped_updates, self._skipped_in_a_row, self._wrong = skipped_updates, 0, ""
         self._feed, self._watchdog, self._slow_steps = feed, watchdog, SlowSteps()
         self._pending: collections.deque[tuple[int, dict[str, jax.Array], float, dict[str, int]]] = collections.deque()
-        self._start_step, self._start_time = start_step, time.perf_counter()
+        self._start_step, self._start_time, self._begun = start_step, time.perf_counter(), begun
         self._last_done: float | None = None  # when the last update was done, if the next one follows without a pause
         self._window, self._whole = _Rate(), _Rate()
         self._waiting_told = False
@@ -130,6 +132,9 @@ class MetricWriter:
         now = time.perf_counter()
         if self._watchdog:
             self._watchdog.done(step)
+        if self._begun is not None:
+            seconds, self._begun = now - self._begun, None
+            self.tell(f"first step after {seconds:.1f} s, {now - self._start_time:.1f} s of them to compile and run it")
         if self._last_done is not None:
             for rate in (self._window, self._whole):
                 rate.add(self.units_per_step, now - self._last_done, waited)
