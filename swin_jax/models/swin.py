@@ -11,11 +11,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from swin_jax.kernels.fused_window_attention import FusedWindowAttention
-from swin_jax.nn.blocks import DropPath, LayerNorm, Mlp
+from swin_jax.nn.blocks import DropPath, Mlp
 from swin_jax.nn.embed import PatchEmbed, PatchMerging
 from swin_jax.nn.implementations import PLATFORMS, choose_attention, cudnn_window_attention
 from swin_jax.nn.initializers import dense_factory, init_scheme
 from swin_jax.nn.layers import run_layers
+from swin_jax.nn.normalization import LayerNorm
 from swin_jax.nn.rng import child
 from swin_jax.nn.sizes import as_pair
 from swin_jax.nn.types import Dense, MlpFactory, NormFactory, WindowAttentionFactory

@@ -14,14 +14,16 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from swin_jax.nn.activations import gelu
 from swin_jax.nn.attention import MultiHeadAttention
-from swin_jax.nn.blocks import DecoderBlock, EncoderBlock, LayerNorm, Mlp, gelu
+from swin_jax.nn.blocks import DecoderBlock, EncoderBlock, Mlp
 from swin_jax.nn.cache import DecodingCache
 from swin_jax.nn.embed import TokenEmbed
 from swin_jax.nn.implementations import MULTI_HEAD, choose_attention
 from swin_jax.nn.initializers import dense_factory, init_scheme
 from swin_jax.nn.layers import run_layers
 from swin_jax.nn.masks import causal_mask, combine_masks, prefix_mask, segment_mask, segment_positions
+from swin_jax.nn.normalization import LayerNorm
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import AttentionFactory, MlpFactory, NormFactory
 

@@ -11,12 +11,14 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from swin_jax.nn.activations import gelu
 from swin_jax.nn.attention import MultiHeadAttention
-from swin_jax.nn.blocks import EncoderBlock, LayerNorm, LayerScale, Mlp, gelu
+from swin_jax.nn.blocks import EncoderBlock, LayerScale, Mlp
 from swin_jax.nn.embed import PatchEmbed, resize_position_embedding, sincos_position_embedding_2d
 from swin_jax.nn.implementations import MULTI_HEAD, choose_attention
 from swin_jax.nn.initializers import dense_factory, init_scheme
 from swin_jax.nn.layers import run_layers
+from swin_jax.nn.normalization import LayerNorm
 from swin_jax.nn.rng import child
 from swin_jax.nn.sizes import as_pair
 from swin_jax.nn.types import AttentionFactory, Dense, MlpFactory, NormFactory

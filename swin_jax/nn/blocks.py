@@ -1,7 +1,6 @@
 """Residual blocks and their parts: the MLP, stochastic depth, LayerScale, encoder and decoder block."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,15 +9,10 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from swin_jax.nn.activations import gelu
 from swin_jax.nn.attention import KeysValues, MultiHeadAttention
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import AttentionFactory, Dense, MlpFactory, Norm
-
-LayerNorm = partial(nnx.LayerNorm, use_fast_variance=False)
-"""LayerNorm with the two-pass variance: E[x²] - E[x]² loses digits where the mean is large."""
-
-gelu = partial(jax.nn.gelu, approximate=False)
-"""The exact GELU, with erf (JAX's default is the tanh approximation)."""
 
 
 class Mlp(nnx.Module):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from swin_jax.nn.blocks import LayerNorm
 from swin_jax.nn.embed import (
     PatchEmbed,
     PatchMerging,
@@ -83,10 +82,3 @@ def test_sincos_positions_entry_by_entry():
         np.testing.assert_allclose(embedding[0, token], expected, atol=1e-6)
     with pytest.raises(ValueError, match="embed_dim=6"):
         sincos_position_embedding_2d((2, 3), 6)
-
-
-def test_layer_norm_keeps_its_digits_around_a_large_mean():
-    x = 1e3 + np.random.default_rng(0).standard_normal((4, 64))
-    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    layer = LayerNorm(64, epsilon=1e-5, rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32)), expected, atol=2e-3)
