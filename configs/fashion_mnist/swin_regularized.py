@@ -2,7 +2,7 @@
 
 Drop path, mixup, CutMix and random erasing as in arXiv 2103.14030, appendix A2.1, at strengths for a small model and a
 short run (chosen on train[10000:12000]); RandAugment stays out, since its colour operations see one channel.
-Against the plain config at equal epochs, three seeds: docs/results.md.
+Measured, three seeds: 0.8745 in the mean, the plain config 0.8629 at equal epochs (docs/results.md).
 
 Fetch the data first: make fashion-mnist
 python train.py --config=configs/fashion_mnist/swin_regularized.py --workdir=workdirs/fashion_mnist_regularized
