@@ -134,8 +134,8 @@ def test_command(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["lenght"], "unknown command 'lenght', known: train, infer, length, data; did you mean 'length'?"),
-        ([], "a command is missing, known: train, infer, length, data"),
+        (["lenght"], "unknown command 'lenght', known: train, infer, attention, length, data; did you mean 'length'?"),
+        ([], "a command is missing, known: train, infer, attention, length, data"),
         (["length", "--lengths=12", "--window=8"], "windows of 8 tokens do not divide a length of 12"),
         (["length", "--image_sizes=48"], "image size 48 is no multiple of 32"),
         (["length", "--lengths=a"], "--lengths takes whole numbers such as 3,5, not 'a'"),
