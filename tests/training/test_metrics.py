@@ -1,5 +1,7 @@
 import json
 import math
+import re
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -36,6 +38,16 @@ def test_writes_every_so_many_steps_and_the_last(tmp_path, capsys):
     assert written[4] == {"step": 10, "eval/accuracy": 0.5, "eval/count": 8}
     assert "step 10/10  train/loss 10.0000  eval/accuracy 0.5000" in capsys.readouterr().out
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_the_time_to_the_first_step_is_told_once(tmp_path, capsys):
+    writer = make_writer(tmp_path, begun=time.perf_counter() - 40.0)
+    for step in (1, 2):
+        writer.push(step, metrics(1.0))
+    writer.drain()
+    writer.close()
+    (told,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"first step after 4\d\.\d s, \d\.\d s of them to compile and run it", told)
 
 
 def test_skipped_updates_are_counted_and_told(tmp_path, capsys):
