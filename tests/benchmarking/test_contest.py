@@ -56,3 +56,21 @@ def test_an_interpreter_without_torch_is_told_of(tmp_path):
             sample_seconds=0.1,
             folder=tmp_path,
         )
+
+
+@pytest.mark.parametrize(("platform", "ours"), [("cpu", ["swin_jax", "swin_jax tuned"]), ("gpu", ["swin_jax"])])
+def test_allocator_settings_compete_on_a_cpu_alone(platform, ours, tmp_path, monkeypatch):
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr("jax.default_backend", lambda: platform)
+    monkeypatch.setattr("swin_jax.benchmarking.against_timm.contest", lambda contestants, **options: list(contestants))
+    found = compare(
+        Work("infer", "any", batch_size=1),
+        kinds=("eager",),
+        torch_python=str(interpreter),
+        rounds=1,
+        sample_seconds=0.0,
+        folder=tmp_path,
+    )
+    assert found == [*ours, "timm eager"]

@@ -52,10 +52,23 @@ def test_a_second_call_measures_what_failed_and_nothing_else(tmp_path, monkeypat
 @pytest.mark.parametrize("gpu", [True, False])
 def test_defaults(gpu):
     options = table.parse(["--out=somewhere"] + (["--gpu"] if gpu else []))
-    assert options.batch_sizes == ([256] if gpu else [8])
+    assert options.batch_sizes == ([128] if gpu else [8])
     assert ("--dtype=bfloat16" in options.options) is gpu
 
 
 def test_an_error_is_one_line_of_the_row():
     options = table.parse(["--out=somewhere", "--batch_sizes=1"])
     assert "did you mean" in table.measure("infer", "swin_tiny_patch4_window7_22", 1, options)["error"]
+
+
+def test_rows_without_rivals_are_measured_again_when_there_are_some(tmp_path, monkeypatch):
+    calls = []
+
+    def measure(mode, model, batch_size, options):
+        calls.append(options.against)
+        return {name: value for name, value in ROW.items() if options.against or name not in ("contest", "ratios")}
+
+    monkeypatch.setattr(table, "measure", measure)
+    for against in ("", "timm", "timm"):
+        table.main([f"--out={tmp_path}", f"--models={ROW['model']}", "--modes=train", f"--against={against}"])
+    assert calls == ["", "timm"]
