@@ -72,7 +72,7 @@ def _compile_training(work: Work) -> Compiled:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         experiment = build(config, mesh)
-        state = experiment.init()
+        state = experiment.layout.stack(experiment.init())
         images = np.random.default_rng(0).integers(0, 256, (work.batch_size, work.image_size, work.image_size, 3))
         batch = {"image": images.astype(np.uint8), "label": np.arange(work.batch_size, dtype=np.int32)}
         batch = sharding.global_batch(batch, mesh)
@@ -80,7 +80,7 @@ def _compile_training(work: Work) -> Compiled:
         compiled, seconds = _timed_compile(step, state, batch, 0)
         # XLA counts the body of a loop once
         config.accumulation_steps, config.model.scan = 1, False
-        flops = _flops(compile_steps(config, build(config, mesh))[0].lower(state, batch, 0))
+        flops = _flops(compile_steps(config, build(config, mesh))[0].lower(experiment.target, batch, 0))
 
     def run():
         nonlocal state

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +85,8 @@ class SwinBlock(nnx.Module):
 class SwinStage(nnx.Module):
     """Blocks at one resolution, every second one shifted, behind the patch merging that leads there."""
 
+    SCANNED: ClassVar = {"blocks": 2}  # what `scan` runs, and after how many layers they repeat
+
     def __init__(self, downsample: nnx.Module | None, blocks: Sequence[nnx.Module], *, remat: bool, scan: bool):
         self.downsample = downsample
         self.blocks = nnx.List(blocks)
@@ -92,7 +94,8 @@ class SwinStage(nnx.Module):
 
     def __call__(self, x: Array, *, rngs: nnx.Rngs | None = None) -> Array:
         x = self.downsample(x) if self.downsample else x
-        return run_layers(self.blocks, x, name="blocks", rngs=rngs, remat=self.remat, scan=self.scan, period=2)
+        period = self.SCANNED["blocks"]
+        return run_layers(self.blocks, x, name="blocks", rngs=rngs, remat=self.remat, scan=self.scan, period=period)
 
 
 class SwinTransformer(nnx.Module):

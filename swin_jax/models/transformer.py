@@ -6,7 +6,7 @@ is padding. Sequences do not see each other, and the positions of each begin at 
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,8 @@ class _TextTransformer(nnx.Module):
         dtype, param_dtype, remat, attention, mlp, norm: as in `SwinTransformer`; `block` is an encoder block for
             `MaskedTransformer`, a decoder block for the others.
     """
+
+    SCANNED: ClassVar = {"encoder": 1, "decoder": 1}  # what `scan` runs, and after how many layers they repeat
 
     has_encoder = False
     has_decoder = False

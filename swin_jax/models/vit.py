@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,8 @@ class VisionTransformer(nnx.Module):
         attention_implementation: "xla", "cudnn", "pallas" (JAX's) or "auto", see docs/performance.md.
         init, dtype, param_dtype, remat, block, attention, mlp, norm: as in `SwinTransformer`.
     """
+
+    SCANNED: ClassVar = {"blocks": 1}  # what `scan` runs, and after how many layers they repeat
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from swin_jax.nn.rng import child
 
 
 def run_layers(
-    layers: Sequence[nnx.Module],
+    layers: "Sequence[nnx.Module] | LayerStack",
     x: Array,
     *,
     name: str,
@@ -33,10 +33,11 @@ def run_layers(
     A layer may return a tuple, of which `x` is the first. Raises ValueError if layers to scan differ in more than their
     parameters and drop path rates, or have arrays that are no parameters, such as BatchNorm's averages.
     """
-    rounds = len(layers) // period
-    scanned = rounds * period if scan and rounds > 1 and not is_recording() else 0
+    if isinstance(layers, LayerStack):
+        return layers(x, name=name, rngs=rngs, remat=remat, **inputs)
+    scanned = num_scanned(len(layers), period) if scan and not is_recording() else 0
     if scanned:
-        x = _scan(layers[:scanned], x, name=name, rngs=rngs, remat=remat, period=period, inputs=inputs)
+        x = LayerStack(layers[:scanned], period=period)(x, name=name, rngs=rngs, remat=remat, **inputs)
     for index in range(scanned, len(layers)):
         layer_rngs = child(rngs, name, index)
         call = rematerialized if remat else _call
@@ -44,51 +45,64 @@ def run_layers(
     return x
 
 
-def _scan(
-    layers: Sequence[nnx.Module],
-    x: Array,
-    *,
-    name: str,
-    rngs: nnx.Rngs | None,
-    remat: bool,
-    period: int,
-    inputs: dict[str, Any],
-) -> Array:
-    opened = [_open(layer) for layer in layers]
-    definitions = [definition for definition, _, _ in opened[:period]]
-    for index, (definition, _, _) in enumerate(opened):
-        if definition != definitions[index % period]:
-            raise ValueError(f"scan=True needs layers that are alike, and {name}.{index} differs from an earlier one")
-
-    def stacked(offset: int) -> Any:
-        """Return the arrays and drop path rates of every `period`-th layer, stacked."""
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(rest for _, *rest in opened[offset::period]))
-
-    def one_round(x: Array, scanned: tuple[Array, list[Any]]) -> tuple[Array, None]:
-        number, parts = scanned
-        for offset, (definition, (arrays, rates)) in enumerate(zip(definitions, parts, strict=True)):
-            layer = nnx.merge(definition, arrays)
-            for drop_path, rate in zip(_drop_paths(layer), rates, strict=True):
-                drop_path.rate = nnx.data(rate)
-            x = _first(layer(x, rngs=child(rngs, name, number * period + offset), **inputs))
-        return x, None
-
-    body = jax.checkpoint(one_round, prevent_cse=False) if remat else one_round
-    rounds = jnp.arange(len(layers) // period)
-    return jax.lax.scan(body, x, (rounds, [stacked(offset) for offset in range(period)]))[0]
+def num_scanned(count: int, period: int) -> int:
+    """Return how many of `count` layers a scan runs: whole rounds, if there are at least two of them."""
+    return count // period * period if count >= 2 * period else 0
 
 
-def _open(layer: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, list[Array]]:
+class LayerStack(nnx.Module):
+    """Layers as one of each kind, `kinds`, whose parameters have the layers of that kind as their first axis.
+
+    Layer `number` is the one of kind `number % period` in round `number // period`.
+    """
+
+    def __init__(self, layers: Sequence[nnx.Module], *, period: int):
+        opened = [_open(layer) for layer in layers]
+        for index, (definition, *_) in enumerate(opened):
+            if definition != opened[index % period][0]:
+                raise ValueError(
+                    f"scan=True needs layers that are alike, and layer {index} differs from an earlier one"
+                )
+        self.kinds = nnx.List(
+            nnx.merge(opened[kind][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays))
+            for kind in range(period)
+            for arrays in [[arrays for _, arrays, _ in opened[kind::period]]]
+        )
+        self.drop_path_rates = tuple(rates for *_, rates in opened)
+
+    def __call__(self, x: Array, *, name: str, rngs: nnx.Rngs | None, remat: bool, **inputs: Any) -> Array:
+        """Return `x` after all layers, see `run_layers`."""
+        period = len(self.kinds)
+        definitions, arrays = zip(*(nnx.split(kind) for kind in self.kinds), strict=True)
+        rates = [jnp.array(self.drop_path_rates[kind::period], jnp.float32) for kind in range(period)]
+        dropped = [[*map(any, zip(*self.drop_path_rates[kind::period], strict=True))] for kind in range(period)]
+
+        def one_round(x: Array, scanned: tuple[Array, Any, Any]) -> tuple[Array, None]:
+            number, arrays, rates = scanned
+            for kind, definition in enumerate(definitions):
+                layer = nnx.merge(definition, arrays[kind])
+                for index, drop_path in enumerate(_drop_paths(layer)):
+                    if dropped[kind][index]:  # else it is 0, without a mask
+                        drop_path.rate = nnx.data(rates[kind][index])
+                x = _first(layer(x, rngs=child(rngs, name, number * period + kind), **inputs))
+            return x, None
+
+        body = jax.checkpoint(one_round, prevent_cse=False) if remat else one_round
+        rounds = jnp.arange(len(self.drop_path_rates) // period)
+        return jax.lax.scan(body, x, (rounds, arrays, rates))[0]
+
+
+def _open(layer: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, tuple[float, ...]]:
     """Return what layers of a kind share, the layer's parameters, and its drop path rates."""
     twin = nnx.merge(*nnx.split(layer))  # the same arrays in modules of its own
     rates = []
     for drop_path in _drop_paths(twin):
-        rates.append(jnp.float32(drop_path.rate))
+        rates.append(drop_path.rate)
         drop_path.rate = 0.0
     definition, parameters, others = nnx.split(twin, nnx.Param, ...)
     if jax.tree.leaves(others):
         raise ValueError(f"scan=True needs layers whose arrays are parameters, {type(layer).__name__} has others")
-    return definition, parameters, rates
+    return definition, parameters, tuple(rates)
 
 
 def _drop_paths(layer: nnx.Module) -> list[DropPath]:

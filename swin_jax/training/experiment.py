@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from swin_jax.training.optimizer import create_optimizer
 from swin_jax.training.parameter_groups import frozen_mask
 from swin_jax.training.pretrained import place, read_initial
 from swin_jax.training.schedules import Schedule, create_schedule, resolve_milestones, resolve_steps
+from swin_jax.training.stacking import Layout, can_stack, stacked_layout
 from swin_jax.training.state import ModelDef, TrainState, abstract_state
 from swin_jax.training.step import make_eval_step, make_train_step
 
@@ -35,9 +35,10 @@ class Experiment:
     task: Task
     schedule: Schedule
     optimizer: optax.GradientTransformation
-    target: TrainState  # shapes and shardings
+    target: TrainState  # shapes and shardings, in the ordinary layout
     model_def: ModelDef
     init: Callable[[], TrainState]
+    layout: Layout  # of the state within the run, for `compile_steps`
     steps_per_epoch: int  # whole batches in the training examples, as the published recipes count
     total_steps: int
 
@@ -58,17 +59,19 @@ def build(
     steps_per_epoch = inputs.num_examples // config.batch_size
     total_steps = config.total_steps or config.total_epochs * steps_per_epoch
 
-    schedule, optimizer = schedule_and_optimizer(
-        config.optimizer.to_dict(), steps_per_epoch=steps_per_epoch, total_steps=total_steps
-    )
+    lengths = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    schedule, optimizer = schedule_and_optimizer(config.optimizer.to_dict(), **lengths)
     model_options = inputs.model_options | config.model.to_dict()
     _check_sizes(model_options, inputs)
-    target, model_def, init = abstract_state(
-        lambda: create_model(**model_options, rngs=nnx.Rngs(config.seed)),
-        optimizer=optimizer,
-        ema=config.ema_decay > 0,
-        mesh=mesh,
-    )
+
+    def build_model():
+        return create_model(**model_options, rngs=nnx.Rngs(config.seed))
+
+    target, model_def, init = abstract_state(build_model, optimizer=optimizer, ema=config.ema_decay > 0, mesh=mesh)
+    layout = Layout(model_def)
+    if model_options.get("scan") and can_stack(stacked := stacked_layout(build_model), target.params, config.optimizer):
+        layout = stacked
+        optimizer = schedule_and_optimizer(config.optimizer.to_dict(), **lengths, layout=layout)[1]
     return Experiment(
         mesh=mesh,
         inputs=inputs,
@@ -78,15 +81,16 @@ def build(
         target=target,
         model_def=model_def,
         init=init,
+        layout=layout,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
 
 
 def schedule_and_optimizer(
-    options: dict[str, Any], *, steps_per_epoch: int, total_steps: int
+    options: dict[str, Any], *, steps_per_epoch: int, total_steps: int, layout: Layout | None = None
 ) -> tuple[Schedule, optax.GradientTransformation]:
-    """Return what the keys of `config.optimizer` describe."""
+    """Return what the keys of `config.optimizer` describe, for parameters in this layout."""
 
     def pop_both(name: str) -> dict[str, Any]:
         given = {unit: options.pop(f"{name}_{unit}") for unit in ("steps", "epochs")}
@@ -103,7 +107,8 @@ def schedule_and_optimizer(
         },
     )
     peak, independent = options.pop("learning_rate"), options.pop("independent_weight_decay")
-    return schedule, create_optimizer(schedule=schedule, peak_learning_rate=peak if independent else None, **options)
+    peak = peak if independent else None
+    return schedule, create_optimizer(schedule=schedule, peak_learning_rate=peak, layout=layout, **options)
 
 
 def _check_sizes(model_options: dict[str, Any], inputs: Inputs) -> None:
@@ -164,16 +169,22 @@ def open_checkpoints(
 
 
 def compile_steps(config: ConfigDict, experiment: Experiment) -> tuple[Callable, Callable]:
-    """Return the jitted update and evaluation step."""
-    common = {"abstract_state": experiment.target, "mesh": experiment.mesh}
+    """Return the jitted update and evaluation step, for states in the experiment's layout."""
+    layout = experiment.layout
+    common = {"abstract_state": layout.stack(experiment.target), "mesh": experiment.mesh}
+
+    def frozen(params):
+        multipliers = config.optimizer.learning_rate_multipliers
+        return layout.shared(frozen_mask(layout.ordinary_shapes(params), multipliers))
+
     train_step = make_train_step(
-        experiment.model_def,
+        layout.model_def,
         experiment.task,
         optimizer=experiment.optimizer,
         schedule=experiment.schedule,
         ema_decay=config.ema_decay,
         accumulation_steps=config.accumulation_steps,
-        frozen=partial(frozen_mask, learning_rate_multipliers=config.optimizer.learning_rate_multipliers),
+        frozen=frozen,
         **common,
     )
-    return train_step, make_eval_step(experiment.model_def, experiment.task, **common)
+    return train_step, make_eval_step(layout.model_def, experiment.task, **common)

@@ -76,7 +76,7 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             workdirs.create_workdir(folder, config, inputs.files)
         checkpoints = stack.enter_context(contextlib.closing(open_checkpoints(folder, config, experiment)))
         restored = checkpoints.restore(experiment.target, iterator)
-        state = restored.state if restored else initial
+        state, initial = restored.state if restored else initial, None
         progress = Progress(**restored.record) if restored else Progress()
         start, total = int(state.step), experiment.total_steps
         if start >= total:
@@ -85,6 +85,8 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             return progress.summary(start, folder, inputs.unit)
 
         train_step, eval_step = compile_steps(config, experiment)
+        layout = experiment.layout
+        state = layout.stack(state)
         stack.enter_context(watched_hosts(config.host_timeout_seconds))
         watchdog = stack.enter_context(Watchdog(config.hang_timeout_seconds, folder))
         feed = Feed(iterator, skipped=progress.skipped, watchdog=watchdog)
@@ -118,7 +120,7 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
             try:
                 writer.push(step, metrics)
             except SkippedUpdates as error:
-                raise keep_update(folder, state, batch, iterator, error) from None
+                raise keep_update(folder, layout.unstack(state), batch, iterator, error) from None
 
             stop = stop_requested(step)
             evaluating = is_due(step, config.eval_every_epochs, experiment)
@@ -138,7 +140,9 @@ def train(config: ConfigDict, *, workdir: str, distributed: bool = False) -> dic
                 progress.seconds = round(time.perf_counter() - clock, 1)
                 progress.skipped, progress.skipped_updates = feed.skipped, writer.skipped_updates
                 with watchdog.waiting_for("the checkpoint"):
-                    checkpoints.save(state, iterator, metrics=figures, record=dataclasses.asdict(progress))
+                    checkpoints.save(
+                        layout.unstack(state), iterator, metrics=figures, record=dataclasses.asdict(progress)
+                    )
             if stop:
                 checkpoints.wait()  # while signals are still caught
                 writer.tell(f"asked to stop: saved step {step} of {total}")

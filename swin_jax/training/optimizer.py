@@ -11,6 +11,7 @@ from swin_jax.errors import UserError, did_you_mean
 from swin_jax.training.muon import muon_mask, scale_by_muon_and_adam
 from swin_jax.training.parameter_groups import Multipliers, decay_factors, learning_rate_factors
 from swin_jax.training.schedules import Schedule
+from swin_jax.training.stacking import Layout
 
 OPTIMIZERS = ("adamw", "sgd", "lamb", "lion", "adafactor", "muon")
 
@@ -34,6 +35,7 @@ def create_optimizer(
     learning_rate_multipliers: Multipliers = (),
     weight_decay_multipliers: Multipliers = (),
     layer_decay: float = 1.0,
+    layout: Layout | None = None,
 ) -> optax.GradientTransformation:
     """Return the optimizer; adamw and sgd compute what torch's do with the same arguments.
 
@@ -59,6 +61,7 @@ def create_optimizer(
             update, no decay, no state, and no share in the gradient's norm for clipping.
         weight_decay_multipliers: in the same form; they stand in for the default, 1 or 0 as `decay_mask` says.
         layer_decay: factor of the learning rate from each layer to the one below it, see `layer_factors`.
+        layout: of the parameters that will be given, if layers are stacked in them.
 
     Raises UserError for an unknown name and, when first given the parameters, for multipliers that do not fit them.
     """
@@ -74,8 +77,11 @@ def create_optimizer(
     accumulator = momentum_dtype or None
 
     def transformation(params: Any) -> optax.GradientTransformation:
-        factors = learning_rate_factors(params, multipliers=learning_rate_multipliers, layer_decay=layer_decay)
-        decay = decay_factors(params, weight_decay_multipliers)
+        paths = layout.ordinary_shapes(params) if layout else params
+        factors = learning_rate_factors(paths, multipliers=learning_rate_multipliers, layer_decay=layer_decay)
+        decay = decay_factors(paths, weight_decay_multipliers)
+        if layout:
+            factors, decay = layout.shared(factors), layout.shared(decay)
         is_adapted = jax.tree.map(lambda factor: factor > 0, decay)
         if peak_learning_rate is None:
             inner, outer = _add_decay(weight_decay, decay), []

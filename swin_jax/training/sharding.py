@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from swin_jax.errors import UserError
@@ -66,7 +67,12 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequen
     if math.prod(sizes.values()) != num_devices:
         shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         raise UserError(f"the mesh {shape} does not fit the {num_devices} device(s) that there are")
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    devices = jax.devices() if devices is None else devices
+    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+        raise UserError("the devices are of several TPU slices, and a mesh over slices is not supported")
+    # jax.make_mesh refuses an axis of 16 on a torus of 4 x 8 x 8
+    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def partition_spec(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> PartitionSpec:

@@ -82,18 +82,21 @@ def make_train_step(
         grads = jax.tree.map(
             lambda mask, leaf, grad: jnp.zeros_like(leaf) if mask else grad, is_frozen, state.params, grads
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if ema_params is not None:
-            ema_params = choose(params, optax.incremental_update(params, ema_params, 1.0 - ema_decay))
-        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
-        # Not the new parameters' norm: to wait for that, the old state and the new one would have to be there at once.
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms["grad_norm"])
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+
+        def update():
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = state.ema_params
+            if ema_params is not None:
+                ema_params = choose(params, optax.incremental_update(params, ema_params, 1.0 - ema_decay))
+            return TrainState(state.step, params, model_state, opt_state, ema_params)
+
+        updated = _update_if(finite, update, state, on_cpu=mesh.devices.flat[0].platform == "cpu")
+        norms = {"grad_norm": grad_norm, "param_norm": optax.global_norm(updated.params)}
         metrics = {**metrics, **norms, "learning_rate": schedule(state.step), "skipped_update": ~finite}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        updated = TrainState(state.step, params, model_state, opt_state, ema_params)
-        updated = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         return dataclasses.replace(updated, step=state.step + 1), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
@@ -104,6 +107,17 @@ def make_train_step(
         out_shardings=(shardings, everywhere),
         donate_argnums=() if jax.config.jax_debug_nans else 0,  # which goes through the step again, with the old state
     )
+
+
+def _update_if(finite: jax.Array, update: Callable[[], TrainState], state: TrainState, *, on_cpu: bool) -> TrainState:
+    """Return `update()` where `finite`, else `state`, bit for bit.
+
+    A branch lets XLA for CPU update in place; with a selection it keeps a copy of parameters and moments, and computes
+    the update once more for their norm. An accelerator would wait for the host at a branch.
+    """
+    if on_cpu:
+        return jax.lax.cond(finite, update, lambda: state)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(), state)
 
 
 def make_eval_step(

@@ -66,3 +66,26 @@ def test_state_lives_where_the_rules_say():
     batch = setup.batch()
     assert [shard.data.shape[0] for shard in batch["image"].addressable_shards] == [4, 4, 4, 4]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), jax.device_get(Setup(1).init().params))
+
+
+class Chip:
+    """What a mesh asks of a TPU: where in the torus it is."""
+
+    platform, device_kind, core_on_chip, process_index = "tpu", "TPU v5", 0, 0
+
+    def __init__(self, number, slice_index=0):
+        self.id, self.slice_index = number, slice_index
+        self.coords = (number % 4, number // 4 % 8, number // 32)
+
+
+@pytest.mark.parametrize("axes", [{}, {"fsdp": 8}, {"fsdp": 16}, {"fsdp": 32, "tensor": 4}])
+def test_any_mesh_fits_a_torus(axes):
+    """4 x 8 x 8 chips have no side, nor product of sides, of 16."""
+    mesh = sharding.make_mesh(**axes, devices=[Chip(number) for number in range(256)])
+    assert mesh.size == 256
+    assert {name: size for name, size in mesh.shape.items() if name in axes} == axes
+
+
+def test_several_slices_are_refused():
+    with pytest.raises(UserError, match="slices"):
+        sharding.make_mesh(devices=[Chip(number, slice_index=number // 4) for number in range(8)])
