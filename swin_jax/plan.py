@@ -165,9 +165,11 @@ def compile_costs(config: ConfigDict, mesh: Any) -> Any:
         step, _ = compile_steps(config, experiment)
         lowered = step.lower(experiment.target, _batch(config), 0)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        return read_costs(
-            lowered.compile(CPU_OPTIONS if on_cpu else None), state_bytes=bytes_on_a_chip(experiment.target)
-        )
+        compiled = lowered.compile(CPU_OPTIONS if on_cpu else None)
+        try:
+            return read_costs(compiled, state_bytes=bytes_on_a_chip(experiment.target))
+        except ValueError as error:  # a figure that leaves a collective out would be wrong
+            raise UserError(f"the bytes on the wire cannot be counted for this mesh: {error}") from error
 
 
 def _experiment(config: ConfigDict, mesh: Any) -> Any:

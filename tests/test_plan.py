@@ -75,6 +75,16 @@ def test_a_slice_that_is_not_sold():
         plan.find_devices("tpu", 48)
 
 
+def test_what_cannot_be_counted_is_said_not_left_out(config, monkeypatch):
+    def read_costs(compiled, **state):
+        raise ValueError("a collective in a loop of unknown length")
+
+    monkeypatch.setattr("swin_jax.planning.costs.read_costs", read_costs)
+    config.model.depth = 1
+    with pytest.raises(UserError, match="cannot be counted for this mesh: a collective in a loop"):
+        plan.make_plan(config, jax.devices()[:4])
+
+
 def test_the_table_and_the_last_line_agree(config, monkeypatch):
     from swin_jax.planning.chips import CHIPS
     from swin_jax.planning.costs import Costs, pace
