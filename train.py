@@ -9,6 +9,7 @@ import traceback
 from absl import flags
 
 from swin_jax.commands import RESTART, Ended, Outcome, load_config, run_command
+from swin_jax.host_memory import keep_freed_memory
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "Config file; its keys can be set as --config.KEY=VALUE.", flag_values=FLAGS)
@@ -36,4 +37,5 @@ def main(flag_values: flags.FlagValues, overrides: list[str]) -> Outcome:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     run_command(main, FLAGS)

@@ -20,6 +20,7 @@ from absl import flags
 
 from swin_jax.commands import run_subcommand, whole_numbers
 from swin_jax.errors import UserError, did_you_mean
+from swin_jax.host_memory import keep_freed_memory
 
 LENGTH_FLAGS = flags.FlagValues()
 flags.DEFINE_list("lengths", "128,256,512,768,1024,1536,2048", "Tokens of attention.", flag_values=LENGTH_FLAGS)
@@ -239,4 +240,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
+    keep_freed_memory()
     run_subcommand(COMMANDS)

@@ -18,6 +18,7 @@ from absl import flags
 
 from swin_jax.commands import define_allow, run_command
 from swin_jax.errors import UserError
+from swin_jax.host_memory import keep_freed_memory
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=FLAGS)
@@ -126,4 +127,5 @@ def evaluate_run(
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     run_command(main, FLAGS)

@@ -7,6 +7,7 @@ import jax
 
 from swin_jax.benchmarking.contest import serve
 from swin_jax.benchmarking.models import Work, compile_work
+from swin_jax.host_memory import keep_freed_memory
 
 
 def main() -> None:
@@ -26,4 +27,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from swin_jax.errors import UserError
-from swin_jax.training import sharding
+from swin_jax.training import sharding, step
 from swin_jax.training.state import split_model
 from swin_jax.training.step import evaluate, step_rngs
 from tests.training.conftest import Setup, SmallModel
@@ -71,9 +71,14 @@ class PoisonedTask:
         return loss + poison + steep, metrics
 
 
-@pytest.fixture(scope="module")
-def poisoned(setup):
-    return Setup(2, task=PoisonedTask(setup.task), ema_decay=0.9)
+@pytest.fixture(scope="module", params=[True, False], ids=["branch of a CPU", "selection of an accelerator"])
+def poisoned(setup, request):
+    update_if = step._update_if
+    with pytest.MonkeyPatch.context() as patch:  # until it is compiled
+        patch.setattr(step, "_update_if", lambda *arguments, on_cpu: update_if(*arguments, on_cpu=request.param))
+        poisoned = Setup(2, task=PoisonedTask(setup.task), ema_decay=0.9)
+        poisoned.train_step(poisoned.init(), poisoned.batch(0), 0)
+        return poisoned
 
 
 @pytest.mark.parametrize("label", [90, 91, 92])
