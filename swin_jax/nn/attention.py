@@ -63,7 +63,10 @@ def dot_product_attention(
     """
     _check(query, key, value, bias, mask)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = jnp.einsum("...qhd,...khd->...hqk", query * scale, key, preferred_element_type=jnp.float32)
+    # Heads first, in so many words: left to find the heads among the other axes, XLA for CPU multiplies strided arrays,
+    # at half the pace or less for windows.
+    query, key, value = (jnp.swapaxes(part, -3, -2) for part in (query * scale, key, value))
+    scores = jnp.einsum("...hqd,...hkd->...hqk", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     if mask is not None:
@@ -79,7 +82,7 @@ def dot_product_attention(
     if rngs is not None and dropout_rate > 0.0:
         keep = jax.random.bernoulli(rngs.dropout(), 1.0 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
-    return jnp.einsum("...hqk,...khd->...qhd", probabilities, value)
+    return jnp.swapaxes(jnp.einsum("...hqk,...hkd->...hqd", probabilities, value), -3, -2)
 
 
 def _check(query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> None:
