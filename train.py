@@ -21,7 +21,6 @@ flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
 
 def main(flag_values: flags.FlagValues, overrides: list[str]) -> Outcome:
     config = load_config(flag_values.config, overrides)
-
     import jax  # after the flags: a mistake in them is told at once
 
     from swin_jax.training.loop import train

@@ -68,9 +68,8 @@ def build(
         return create_model(**model_options, rngs=nnx.Rngs(config.seed))
 
     target, model_def, init = abstract_state(build_model, optimizer=optimizer, ema=config.ema_decay > 0, mesh=mesh)
-    layout = Layout(model_def)
-    if model_options.get("scan") and can_stack(stacked := stacked_layout(build_model), target.params, config.optimizer):
-        layout = stacked
+    layout = _choose_layout(config, build_model, target.params) if model_options.get("scan") else None
+    if layout:
         optimizer = schedule_and_optimizer(config.optimizer.to_dict(), **lengths, layout=layout)[1]
     return Experiment(
         mesh=mesh,
@@ -81,10 +80,20 @@ def build(
         target=target,
         model_def=model_def,
         init=init,
-        layout=layout,
+        layout=layout or Layout(model_def),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
+
+
+def _choose_layout(config: ConfigDict, build_model: Callable[[], nnx.Module], params: dict[str, Any]) -> Layout | None:
+    """Return the layout with layers stacked, if the optimizer may see them so."""
+    layout, names = (
+        stacked_layout(build_model),
+        ("learning_rate_multipliers", "weight_decay_multipliers", "layer_decay"),
+    )
+    options = {name: config.optimizer[name] for name in names}
+    return layout if can_stack(layout, params, optimizer=config.optimizer.name, **options) else None
 
 
 def schedule_and_optimizer(

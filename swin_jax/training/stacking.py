@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from swin_jax.nn.layers import LayerStack, num_scanned
-from swin_jax.training.parameter_groups import decay_factors, learning_rate_factors
+from swin_jax.training.parameter_groups import Multipliers, decay_factors, learning_rate_factors
 from swin_jax.training.state import ModelDef, split_model
 
 ELEMENTWISE = ("adamw", "sgd", "lion")
@@ -93,15 +92,21 @@ def stacked_layout(build_model: Callable[[], nnx.Module]) -> Layout:
     return Layout(model_def, tuple(lists))
 
 
-def can_stack(layout: Layout, params: Any, optimizer: ConfigDict) -> bool:
-    """Return whether this optimizer updates stacked arrays as it would each layer's own."""
-    if optimizer.name not in ELEMENTWISE:
+def can_stack(
+    layout: Layout,
+    params: Any,
+    *,
+    optimizer: str,
+    learning_rate_multipliers: Multipliers,
+    weight_decay_multipliers: Multipliers,
+    layer_decay: float,
+) -> bool:
+    """Return whether this optimizer updates stacked arrays as it would each layer's own; `params` are the ordinary."""
+    if optimizer not in ELEMENTWISE:
         return False
-    rates = learning_rate_factors(
-        params, multipliers=optimizer.learning_rate_multipliers, layer_decay=optimizer.layer_decay
-    )
+    rates = learning_rate_factors(params, multipliers=learning_rate_multipliers, layer_decay=layer_decay)
     try:
-        layout.shared(rates), layout.shared(decay_factors(params, optimizer.weight_decay_multipliers))
+        layout.shared(rates), layout.shared(decay_factors(params, weight_decay_multipliers))
     except ValueError:
         return False
     return True
