@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Have glibc keep what is freed, if JAX is to compute on a CPU, and return whether it does.
 
     There XLA asks for a step's temporaries and gives them back in each step, and the kernel clears every page anew:
-    340,000 of 4 kB for Swin-T at batch 8, a fifth of the time or more. To be called before JAX starts its threads.
+    340,000 of 4 kB for Swin-T at batch 8, a sixth of the time. To be called before JAX starts its threads.
     Nothing is done beside an accelerator, without glibc, or where the user has set malloc up (GLIBC_TUNABLES,
     MALLOC_*).
     """

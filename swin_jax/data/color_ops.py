@@ -64,10 +64,7 @@ def _contrast_tables(images: jax.Array) -> jax.Array:
 
 def _histograms(images: jax.Array) -> jax.Array:
     """Count each channel's values: int32 `[B, C, 256]`."""
-    return jax.lax.platform_dependent(images, cpu=_scattered_histograms, default=_multiplied_histograms)
 
-
-def _scattered_histograms(images: jax.Array) -> jax.Array:
     def count(image):
         channels = image.shape[-1]
         bins = image.astype(jnp.int32) + 256 * jnp.arange(channels)
@@ -75,18 +72,6 @@ def _scattered_histograms(images: jax.Array) -> jax.Array:
         return counts.reshape(channels, 256)
 
     return jax.vmap(count)(images)
-
-
-def _multiplied_histograms(images: jax.Array) -> jax.Array:
-    """Count by a matrix product, for chips that add one by one where places repeat.
-
-    A value is 16 * high + low, and of the one-hot vectors of both the product over all pixels counts each pair. float32
-    holds whole numbers up to 2**24, more than an image has pixels.
-    """
-    pixels = images.reshape(images.shape[0], -1, images.shape[-1])
-    high, low = (jax.nn.one_hot(half, 16, dtype=jnp.bfloat16) for half in (pixels // 16, pixels % 16))
-    counts = jnp.einsum("bpch,bpcl->bchl", high, low, preferred_element_type=jnp.float32)
-    return counts.astype(jnp.int32).reshape(*counts.shape[:2], 256)
 
 
 def _equalizing_tables(histograms: jax.Array) -> jax.Array:

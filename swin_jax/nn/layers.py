@@ -63,11 +63,11 @@ class LayerStack(nnx.Module):
                 raise ValueError(
                     f"scan=True needs layers that are alike, and layer {index} differs from an earlier one"
                 )
-        self.kinds = nnx.List(
-            nnx.merge(opened[kind][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays))
-            for kind in range(period)
-            for arrays in [[arrays for _, arrays, _ in opened[kind::period]]]
-        )
+        kinds = []
+        for kind in range(period):
+            alike = [arrays for _, arrays, _ in opened[kind::period]]
+            kinds.append(nnx.merge(opened[kind][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *alike)))
+        self.kinds = nnx.List(kinds)
         self.drop_path_rates = tuple(rates for *_, rates in opened)
 
     def __call__(self, x: Array, *, name: str, rngs: nnx.Rngs | None, remat: bool, **inputs: Any) -> Array:

@@ -251,17 +251,3 @@ def test_big_visions_arguments_at_level_10():
     fixed |= dict.fromkeys(("AutoContrast", "Equalize", "Invert"), 0)
     expected = {name: [top, -top] for name, top in plus_minus.items()} | {name: [x, x] for name, x in fixed.items()}
     assert {name: pytest.approx(pair) for name, pair in expected.items()} == arguments
-
-
-@pytest.mark.parametrize(
-    "images",
-    [np.stack([IMAGES["photo"], IMAGES["noise"]]), np.full((2, 300, 300, 1), 255, np.uint8)],
-    ids=["photo and noise", "one value"],
-)
-def test_histograms_counted_by_a_product(images):
-    """What runs on an accelerator, whose scatter adds one by one; a CPU takes the scatter."""
-    expected = [
-        [np.bincount(channel.ravel(), minlength=256) for channel in image.transpose(2, 0, 1)] for image in images
-    ]
-    for count in (color_ops._multiplied_histograms, color_ops._scattered_histograms, color_ops._histograms):
-        np.testing.assert_array_equal(jax.jit(count)(images), expected)

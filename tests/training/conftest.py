@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from swin_jax.tasks import create_task
-from swin_jax.training import sharding
+from swin_jax.training import loop, sharding
+from swin_jax.training.metrics import MetricWriter
 from swin_jax.training.optimizer import create_optimizer
 from swin_jax.training.parameter_groups import frozen_mask
 from swin_jax.training.schedules import create_schedule
@@ -93,3 +94,23 @@ class Setup:
 @pytest.fixture(scope="session")
 def setup():
     return Setup(ema_decay=0.9)
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Return the function that trains as `loop.train` does, until the power is cut after so many updates."""
+
+    def train(config, *, workdir, after):
+        push = MetricWriter.push
+
+        def pushing(self, step, metrics):
+            push(self, step, metrics)
+            if step == after:
+                raise RuntimeError("power cut")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MetricWriter, "push", pushing)
+            with pytest.raises(RuntimeError, match="power cut"):
+                loop.train(config, workdir=workdir)
+
+    return train

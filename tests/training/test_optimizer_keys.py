@@ -14,7 +14,6 @@ from swin_jax.training import loop, sharding
 from swin_jax.training.checkpoint import Checkpoints
 from swin_jax.training.default_config import check_config
 from swin_jax.training.experiment import build, compile_steps
-from swin_jax.training.metrics import MetricWriter
 from swin_jax.training.step import evaluate
 from swin_jax.training.workdir import config_to_dict
 
@@ -183,21 +182,11 @@ def test_multipliers_survive_config_json():
     assert config_from_json(config_to_dict(config)).optimizer.to_dict() == config.optimizer.to_dict()
 
 
-def test_a_run_with_everything_resumes_exactly(tmp_path, monkeypatch):
+def test_a_run_with_everything_resumes_exactly(tmp_path, cut_off):
     config = load_config(CONFIG, (*SMALL, *EVERYTHING))
     loop.train(config, workdir=str(tmp_path / "straight"))
 
-    push = MetricWriter.push
-
-    def pushing(self, step, metrics):
-        push(self, step, metrics)
-        if step == 5:
-            raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricWriter, "push", pushing)
-        with pytest.raises(RuntimeError, match="power cut"):
-            loop.train(config, workdir=str(tmp_path / "cut"))
+    cut_off(config, workdir=str(tmp_path / "cut"), after=5)
     assert loop.train(config, workdir=str(tmp_path / "cut"))["step"] == 6
 
     experiment = build(config, sharding.make_mesh())
