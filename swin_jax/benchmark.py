@@ -139,6 +139,9 @@ STEP_FLAGS = flags.FlagValues()
 flags.DEFINE_string("model", "swin_tiny_patch4_window7_224", "A name of list_models().", flag_values=STEP_FLAGS)
 flags.DEFINE_integer("batch_size", 8, "Images of a step.", 1, flag_values=STEP_FLAGS)
 flags.DEFINE_integer("microbatch", 0, "Images computed at a time; 0: all.", 0, flag_values=STEP_FLAGS)
+flags.DEFINE_integer(
+    "devices", 1, "Devices that share the images; on a CPU, cores are made devices.", 1, flag_values=STEP_FLAGS
+)
 flags.DEFINE_bool("scan", False, "Compile one of the blocks that are alike, as model.scan.", flag_values=STEP_FLAGS)
 flags.DEFINE_integer("image_size", 224, "Side of an image.", 1, flag_values=STEP_FLAGS)
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Precision.", flag_values=STEP_FLAGS)
@@ -154,7 +157,7 @@ def _step(mode: str, flag_values: flags.FlagValues) -> dict[str, Any]:
     from swin_jax.benchmarking import against_timm, contest, models
     from swin_jax.benchmarking.timing import measure
 
-    names = ("model", "batch_size", "microbatch", "image_size", "dtype", "scan")
+    names = ("model", "batch_size", "microbatch", "devices", "image_size", "dtype", "scan")
     work = models.Work(mode, **{name: flag_values[name].value for name in names})
     kinds = against_timm.KINDS if flag_values.against == ["timm"] else tuple(flag_values.against)
     for kind in kinds:

@@ -7,9 +7,9 @@ import os
 import platform
 
 # Of malloc.h, and what each is set to: one arena for all threads, nothing in mappings of its own, which would be given
-# back when freed, and the end of the arena given back only beyond 2 GB.
+# back when freed, and the free end of the arena never given back (-1; mallopt takes no size beyond 2 GB).
 M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -8, -4, -1, -2
-SETTINGS = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**28}
+SETTINGS = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 2**28}
 
 
 def keep_freed_memory() -> bool:

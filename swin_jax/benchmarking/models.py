@@ -1,7 +1,9 @@
 """A training step or inference of an image model, and what the machine could do at most in the same run."""
 
+import contextlib
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from swin_jax.benchmarking.timing import Program, Timing, compile_program, measure
 from swin_jax.errors import UserError
@@ -27,6 +30,8 @@ class Work:
     """What is measured: `train`, an AdamW update with its input on the device, or `infer`, logits of a batch.
 
     `microbatch` images are computed at a time, one after the other, 0 for all: what stays in a CPU's caches is faster.
+    `devices` share them. Cores of a CPU can be devices (`jax_num_cpu_devices`), and then do not wait for each other
+    after every operation.
     """
 
     mode: str
@@ -36,15 +41,32 @@ class Work:
     dtype: str = "float32"
     microbatch: int = 0
     scan: bool = False
+    devices: int = 1
     num_classes: int = 1000
 
     def __post_init__(self):
         if self.microbatch and self.batch_size % self.microbatch:
             raise UserError(f"--batch_size={self.batch_size} is no multiple of --microbatch={self.microbatch}")
+        if self.part_size % self.devices:
+            raise UserError(f"--devices={self.devices} cannot share {self.part_size} image(s)")
+
+    @property
+    def part_size(self) -> int:
+        return self.microbatch or self.batch_size
 
     @property
     def parts(self) -> int:
-        return self.batch_size // (self.microbatch or self.batch_size)
+        return self.batch_size // self.part_size
+
+    def make_mesh(self) -> Mesh:
+        """Return the mesh of the devices that share the work. Raises UserError if there are fewer."""
+        is_set = jax.config.jax_num_cpu_devices != -1 or "device_count" in os.environ.get("XLA_FLAGS", "")
+        if self.devices > 1 and not is_set:
+            with contextlib.suppress(RuntimeError):  # JAX has been used: it has the devices that it has
+                jax.config.update("jax_num_cpu_devices", min(self.devices, os.cpu_count()))
+        if len(jax.devices()) < self.devices:
+            raise UserError(f"--devices={self.devices}, and there are {len(jax.devices())}")
+        return sharding.make_mesh(devices=jax.devices()[: self.devices])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +91,7 @@ def _compile_training(work: Work) -> Compiled:
     config.data.source, config.data.image_size, config.data.num_classes = "synthetic", work.image_size, work.num_classes
     config.optimizer.weight_decay = 0.05
     config.model.drop_path_rate, config.model.scan = 0.0, work.scan
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = work.make_mesh()
     with jax.set_mesh(mesh):
         experiment = build(config, mesh)
         state = experiment.layout.stack(experiment.init())
@@ -91,26 +113,32 @@ def _compile_training(work: Work) -> Compiled:
 
 
 def _compile_inference(work: Work) -> Compiled:
-    dtype = jnp.dtype(work.dtype)
+    dtype, mesh = jnp.dtype(work.dtype), work.make_mesh()
     options = {"num_classes": work.num_classes, "image_size": work.image_size, "dtype": dtype}
     try:
         graphdef, parameters = nnx.split(create_model(work.model, **options, scan=work.scan, rngs=nnx.Rngs(0)))
         unrolled = nnx.graphdef(nnx.eval_shape(lambda: create_model(work.model, **options, rngs=nnx.Rngs(0))))
     except ValueError as error:
         raise UserError(str(error)) from error
-    images = jax.random.normal(jax.random.key(0), (work.batch_size, work.image_size, work.image_size, 3), dtype)
+    cut = NamedSharding(mesh, PartitionSpec(None, "data"))  # [parts, images of a part, ...]
+    parameters = jax.device_put(parameters, sharding.replicated(mesh))
+    shape = (work.parts, work.part_size, work.image_size, work.image_size, 3)
+    images = jax.device_put(jax.random.normal(jax.random.key(0), shape, dtype), cut)
 
     def infer(parameters, images, graphdef=graphdef):
         return nnx.merge(graphdef, parameters)(images)
 
-    def infer_in_parts(parameters, images):
-        parts = images.reshape(work.parts, -1, *images.shape[1:])
-        return jax.lax.map(lambda part: infer(parameters, part), parts).reshape(work.batch_size, -1)
+    def infer_parts(parameters, images):
+        return jax.lax.map(lambda part: infer(parameters, part), images)
 
-    compiled, seconds = _timed_compile(jax.jit(infer_in_parts if work.parts > 1 else infer), parameters, images)
+    def infer_whole(parameters, images):
+        return infer(parameters, images[0])[None]
+
+    infer_all = jax.jit(infer_parts if work.parts > 1 else infer_whole, out_shardings=cut)
+    compiled, seconds = _timed_compile(infer_all, parameters, images)
     # XLA counts the body of a loop once
-    flops = _flops(jax.jit(functools.partial(infer, graphdef=unrolled)).lower(parameters, images))
-    return _summary(lambda: compiled(parameters, images), compiled, seconds, flops)
+    flops = _flops(jax.jit(functools.partial(infer, graphdef=unrolled)).lower(parameters, images[0]))
+    return _summary(lambda: compiled(parameters, images), compiled, seconds, flops and flops * work.parts)
 
 
 def _timed_compile(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
@@ -149,6 +177,8 @@ def figures(work: Work, compiled: Compiled, timing: Timing, machine: tuple[float
     matmul, copy = machine
     flops_per_second = compiled.flops / timing.median if compiled.flops else None
     temporary = compiled.program.temporary_bytes
+    temporary = None if temporary is None else temporary * work.devices
+    matmul *= 1 if jax.default_backend() == "cpu" else work.devices  # a CPU's devices have its cores in common
     return {
         **dataclasses.asdict(work),
         "device": jax.devices()[0].device_kind,

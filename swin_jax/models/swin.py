@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from swin_jax.kernels.fused_window_attention import FusedWindowAttention
-from swin_jax.nn.blocks import DropPath, Mlp
+from swin_jax.nn.blocks import DropPath, Mlp, add_residual
 from swin_jax.nn.embed import PatchEmbed, PatchMerging
 from swin_jax.nn.implementations import PLATFORMS, choose_attention, cudnn_window_attention
 from swin_jax.nn.initializers import dense_factory, init_scheme
@@ -77,9 +77,9 @@ class SwinBlock(nnx.Module):
             rngs=child(rngs, "attention"),
         )
         y = self.dropout(y, deterministic=rngs is None, rngs=child(rngs, "dropout"))
-        x = x + self.drop_path(y, rngs=child(rngs, "drop_path1"))
+        x = add_residual(x, self.drop_path(y, rngs=child(rngs, "drop_path1")))
         y = self.mlp(self.norm2(x), rngs=child(rngs, "mlp"))
-        return x + self.drop_path(y, rngs=child(rngs, "drop_path2"))
+        return add_residual(x, self.drop_path(y, rngs=child(rngs, "drop_path2")))
 
 
 class SwinStage(nnx.Module):

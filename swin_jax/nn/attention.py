@@ -11,8 +11,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from swin_jax.nn.initializers import flat_dot_general
+from swin_jax.nn.materialization import with_materialized_gradient
 from swin_jax.nn.positions import rotate
+from swin_jax.nn.products import flat_dot_general
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import Dense
 
@@ -106,9 +107,10 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 def unstack_projections(projected: Array) -> list[Array]:
     """Return `[..., n, heads, head_dim]` as n arrays `[..., heads, head_dim]`.
 
-    By a split, whose gradient is one concatenation: that of indexing is a sum of n arrays padded with zeros.
+    By a split, whose gradient is one concatenation, written once: that of indexing is a sum of n arrays padded with
+    zeros.
     """
-    parts = jax.lax.split(projected, (1,) * projected.shape[-3], axis=projected.ndim - 3)
+    parts = jax.lax.split(with_materialized_gradient(projected), (1,) * projected.shape[-3], axis=projected.ndim - 3)
     return [part.squeeze(-3) for part in parts]
 
 

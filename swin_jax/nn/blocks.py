@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from swin_jax.nn.activations import gelu
 from swin_jax.nn.attention import KeysValues, MultiHeadAttention
+from swin_jax.nn.materialization import with_materialized_gradient
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import AttentionFactory, Dense, MlpFactory, Norm
 
@@ -53,6 +54,11 @@ class DropPath(nnx.Module):
             return x
         keep = jax.random.bernoulli(rngs.dropout(), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
         return jnp.where(keep, x / jnp.asarray(1.0 - self.rate, x.dtype), 0.0).astype(x.dtype)
+
+
+def add_residual(x: Array, branch: Array) -> Array:
+    """Return the residual stream `x` with the outcome of a branch added; for its gradient see `materialization.py`."""
+    return with_materialized_gradient(x + branch)
 
 
 class LayerScale(nnx.Module):
@@ -132,11 +138,11 @@ class EncoderBlock(nnx.Module):
         y = self.attention(y, mask=mask, rngs=child(rngs, "attention"), **given)
         y = self.dropout(y, deterministic=rngs is None, rngs=child(rngs, "dropout"))
         y = self.layer_scale1(y) if self.layer_scale1 else y
-        x = x + self.drop_path(y, rngs=child(rngs, "drop_path1"))
+        x = add_residual(x, self.drop_path(y, rngs=child(rngs, "drop_path1")))
         x = self.norm1(x) if self.post_norm else x
         y = self.mlp(x if self.post_norm else self.norm2(x), rngs=child(rngs, "mlp"))
         y = self.layer_scale2(y) if self.layer_scale2 else y
-        x = x + self.drop_path(y, rngs=child(rngs, "drop_path2"))
+        x = add_residual(x, self.drop_path(y, rngs=child(rngs, "drop_path2")))
         return self.norm2(x) if self.post_norm else x
 
 
@@ -203,7 +209,7 @@ class DecoderBlock(nnx.Module):
 
         def residual(x: Array, norm: Norm, branch: Callable[[Array], Array], name: str) -> Array:
             y = branch(x if self.post_norm else norm(x))
-            y = x + self.dropout(y, deterministic=rngs is None, rngs=child(rngs, "dropout", name))
+            y = add_residual(x, self.dropout(y, deterministic=rngs is None, rngs=child(rngs, "dropout", name)))
             return norm(y) if self.post_norm else y
 
         def attend(y: Array) -> Array:
@@ -220,4 +226,5 @@ class DecoderBlock(nnx.Module):
         x = residual(x, self.norm2, cross, "cross_attention") if self.cross_attention else x
         # The MLP drops out by itself.
         y = self.mlp(x if self.post_norm else self.norm3(x), rngs=child(rngs, "mlp"))
-        return (self.norm3(x + y) if self.post_norm else x + y), cache
+        x = add_residual(x, y)
+        return (self.norm3(x) if self.post_norm else x), cache

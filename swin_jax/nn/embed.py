@@ -10,9 +10,10 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from swin_jax.nn.initializers import InitScheme, flat_dot_general
+from swin_jax.nn.initializers import InitScheme
 from swin_jax.nn.interpolation import resize_grid
 from swin_jax.nn.positions import sinusoidal_positions
+from swin_jax.nn.products import flat_dot_general
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import Dense, Norm
 

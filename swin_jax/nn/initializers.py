@@ -1,14 +1,14 @@
 """How parameters start: the schemes of the published models, and the factory of dense layers that carries one."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from swin_jax.nn.layout import keep_batch_cut
+from swin_jax.nn.products import flat_dot_general
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -74,16 +74,3 @@ def dense_factory(kernel_init: Initializer, *, dtype: DTypeLike, param_dtype: DT
         )
 
     return dense
-
-
-def flat_dot_general(
-    x: jax.Array, kernel: jax.Array, dimension_numbers: Any = None, precision: Any = None, **options: Any
-) -> jax.Array:
-    """Contract the last axis of `x` with the first of `kernel`, all other axes of `x` made one for the product.
-
-    The gradient of the kernel then sums over one axis. Over several, XLA for CPUs transposes the other factor, and
-    computes whatever fused into it (a GELU's gradient) element by element: an MLP's backward took twice the time.
-    """
-    flat = keep_batch_cut(x.reshape(-1, x.shape[-1]))
-    flat = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), precision=precision, **options)
-    return keep_batch_cut(flat).reshape(*x.shape[:-1], *kernel.shape[1:])

@@ -1,4 +1,4 @@
-"""The one thing layers know of devices: that a batch stays cut where parameters are cut too."""
+"""What layers know of devices: that a batch stays cut where parameters are cut too, and whether heads are cut."""
 
 import jax
 from jax import Array
@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")  # of the mesh that is set, if one is; the axes over which a batch is cut
 PARAMETER_AXIS = "fsdp"  # over which parameters are cut for storage alone
+HEADS_AXIS = "tensor"  # over which heads are cut, and the kernels that make them
 
 
 def keep_batch_cut(x: Array) -> Array:
@@ -24,3 +25,9 @@ def keep_batch_cut(x: Array) -> Array:
         return x
     free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *free))
+
+
+def are_heads_cut() -> bool:
+    """Return whether attention heads are cut over the devices of the mesh that is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape.get(HEADS_AXIS, 1) > 1

@@ -28,12 +28,15 @@ def forward_flops(*, tokens, dim, depth, side=SIDE, patch=16, num_classes=1000):
     return 2 * (depth * block + (side // patch) ** 2 * 3 * patch**2 * dim + dim * num_classes)
 
 
-@pytest.mark.parametrize(("microbatch", "scan"), [(0, False), (1, True)])
-def test_flops_are_those_of_the_matrix_products_however_the_batch_is_cut(microbatch, scan):
-    compiled = compile_work(Work("infer", MODEL, batch_size=2, image_size=SIDE, microbatch=microbatch, scan=scan))
+@pytest.mark.parametrize(("microbatch", "scan", "devices"), [(0, False, 1), (2, True, 1), (2, False, 2)])
+def test_flops_are_those_of_the_matrix_products_however_the_batch_is_cut(microbatch, scan, devices):
+    cut = {"microbatch": microbatch, "scan": scan, "devices": devices}
+    compiled = compile_work(Work("infer", MODEL, batch_size=4, image_size=SIDE, **cut))
     by_hand = forward_flops(tokens=5, dim=192, depth=12)
-    assert by_hand < compiled.flops / 2 < 1.1 * by_hand  # XLA counts what is between the products as well
-    assert compiled.program.run().shape == (2, 1000)
+    assert by_hand < compiled.flops / 4 < 1.1 * by_hand  # XLA counts what is between the products as well
+    logits = compiled.program.run()
+    assert logits.shape == (4 // (microbatch or 4), microbatch or 4, 1000)
+    assert len(logits.sharding.device_set) == devices
 
 
 def run(capsys, *arguments):
@@ -52,6 +55,7 @@ def test_training_command(capsys):
         "--batch_size=2",
         "--samples=2",
         "--sample_seconds=0.01",
+        "--devices=2",
         "--scan",
     )
     code, out, _ = run(capsys, "train", *options)
@@ -70,6 +74,8 @@ def test_training_command(capsys):
     [
         (("infer", "--model=swin_tiny_patch4_window7_22"), "did you mean 'swin_tiny_patch4_window7_224'"),
         (("train", "--batch_size=8", "--microbatch=3"), "--batch_size=8 is no multiple of --microbatch=3"),
+        (("infer", "--batch_size=8", "--microbatch=2", "--devices=4"), "--devices=4 cannot share 2 image(s)"),
+        (("infer", "--batch_size=999", "--devices=999"), "--devices=999, and there are "),
         (("train", "--against=tim"), "--against=tim: known are timm"),
     ],
 )
