@@ -45,22 +45,22 @@ def _with_fast_gradient(product: Any) -> Any:
     def multiply(x: Array, kernel: Array) -> Array:
         return product(x, kernel, (1, 0))
 
-    def with_change(x: Array, change: Array) -> Array:
-        """Return x · change in the form whose transpose, the gradient, is the product that is wanted."""
-        inputs, outputs = change.shape
-        if x.shape[0] <= LONG * min(inputs, outputs):
-            transposed = jax.lax.optimization_barrier(materialized(x).T)  # else XLA takes the transpose back
-            return product(transposed, change, (0, 0))
-        if outputs < inputs:
-            return product(x, jax.lax.optimization_barrier(change.T), (1, 1))
-        return product(x, change, (1, 0))
-
     @multiply.defjvp
     def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
         (x, kernel), (x_change, kernel_change) = primals, tangents
-        from_kernel = jax.lax.platform_dependent(
-            x, kernel_change, cpu=with_change, default=lambda x, change: product(x, change, (1, 0))
-        )
-        return multiply(x, kernel), product(x_change, kernel, (1, 0)) + from_kernel
+        inputs, outputs = kernel.shape
+        factor = x  # of the product whose transpose is the gradient
+        if x.shape[0] <= LONG * min(inputs, outputs):
+            factor = _written_transposed(x)
+        elif outputs < inputs:
+            kernel_change = _written_transposed(kernel_change)
+        return multiply(x, kernel), product(x_change, kernel, (1, 0)) + product(factor, kernel_change, (1, 0))
 
     return multiply
+
+
+def _written_transposed(matrix: Array) -> Array:
+    """Return `matrix`, which a CPU has in memory column by column; the barrier keeps XLA from taking that back."""
+    return jax.lax.platform_dependent(
+        matrix, cpu=lambda matrix: jax.lax.optimization_barrier(materialized(matrix).T).T, default=lambda matrix: matrix
+    )
