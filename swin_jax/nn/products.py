@@ -1,5 +1,6 @@
 """The matrix product of dense layers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,27 +24,24 @@ def flat_dot_general(
     x_axes, kernel_axes = x.shape[:-1], kernel.shape[1:]
     flat = keep_batch_cut(x.reshape(-1, x.shape[-1]))
 
-    def product(x: Array, kernel: Array, axes: tuple[int, int]) -> Array:
-        contracted = tuple((axis,) for axis in axes)
-        return jax.lax.dot_general(x, kernel, (contracted, ((), ())), precision=precision, **options)
+    def product(x: Array, kernel: Array) -> Array:
+        return jax.lax.dot_general(x, kernel, (((1,), (0,)), ((), ())), precision=precision, **options)
 
     if are_heads_cut():
-        flat = product(flat, kernel, (1, 0))
+        flat = product(flat, kernel)
     else:
         flat = _with_fast_gradient(product)(flat, kernel.reshape(kernel.shape[0], -1))
     return keep_batch_cut(flat).reshape(*x_axes, *kernel_axes)
 
 
-def _with_fast_gradient(product: Any) -> Any:
+def _with_fast_gradient(product: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     """Return `product(x, kernel)` of matrices, whose gradient for the kernel, xᵀg, suits XLA for CPU.
 
     There the fast library (YNNPACK) takes no transposed first factor. Written transposed, x goes to it; what is left
     to the other one (Eigen) has 0.6 to 0.8 of its pace. Only long sums are faster there, if the outcome is wide.
     """
 
-    @jax.custom_jvp
-    def multiply(x: Array, kernel: Array) -> Array:
-        return product(x, kernel, (1, 0))
+    multiply = jax.custom_jvp(product)
 
     @multiply.defjvp
     def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -54,7 +52,7 @@ def _with_fast_gradient(product: Any) -> Any:
             factor = _written_transposed(x)
         elif outputs < inputs:
             kernel_change = _written_transposed(kernel_change)
-        return multiply(x, kernel), product(x_change, kernel, (1, 0)) + product(factor, kernel_change, (1, 0))
+        return multiply(x, kernel), product(x_change, kernel) + product(factor, kernel_change)
 
     return multiply
 
