@@ -14,7 +14,7 @@ from swin_jax.data import unreadable
 from swin_jax.data.pipeline import eval_batches, train_iterator
 from swin_jax.data.sources import make_source
 from swin_jax.errors import UnreadableRecord, UserError
-from tests.data.test_sources import tfds_dir  # noqa: F401  (a fixture: two prepared data sets)
+from tests.data.test_tfds_sources import tfds_dir  # noqa: F401  (a fixture: two prepared data sets)
 
 OPTIONS = {"image_size": 8, "channels": 3, "num_classes": 2, "batch_size": 4, "num_threads": 2}
 
