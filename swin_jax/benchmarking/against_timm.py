@@ -49,7 +49,7 @@ def compare(
 
     contestants: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {OURS: (ours(work), {})}
     if jax.default_backend() == "cpu":
-        cores = len(os.sched_getaffinity(0))
+        cores = os.cpu_count() if not hasattr(os, "sched_getaffinity") else len(os.sched_getaffinity(0))
         is_shared = work.mode == "infer" and work.part_size % cores == 0
         shared = dataclasses.replace(work, devices=cores) if is_shared else work
         contestants[f"{OURS} tuned"] = (ours(shared), ALLOCATOR)

@@ -40,7 +40,6 @@ def _with_fast_gradient(product: Callable[[Array, Array], Array]) -> Callable[[A
     There the fast library (YNNPACK) takes no transposed first factor. Written transposed, x goes to it; what is left
     to the other one (Eigen) has 0.6 to 0.8 of its pace. Only long sums are faster there, if the outcome is wide.
     """
-
     multiply = jax.custom_jvp(product)
 
     @multiply.defjvp

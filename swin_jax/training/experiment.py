@@ -88,10 +88,8 @@ def build(
 
 def _choose_layout(config: ConfigDict, build_model: Callable[[], nnx.Module], params: dict[str, Any]) -> Layout | None:
     """Return the layout with layers stacked, if the optimizer may see them so."""
-    layout, names = (
-        stacked_layout(build_model),
-        ("learning_rate_multipliers", "weight_decay_multipliers", "layer_decay"),
-    )
+    layout = stacked_layout(build_model)
+    names = ("learning_rate_multipliers", "weight_decay_multipliers", "layer_decay")
     options = {name: config.optimizer[name] for name in names}
     return layout if can_stack(layout, params, optimizer=config.optimizer.name, **options) else None
 
