@@ -166,7 +166,9 @@ def _step(mode: str, flag_values: flags.FlagValues) -> dict[str, Any]:
             raise UserError(
                 f"--against={kind}: known are timm, for all, and {known}{did_you_mean(kind, against_timm.KINDS)}"
             )
-    if kinds:  # all of them are on the device at the same time: none may take the most of its memory in advance
+    if kinds:
+        against_timm.check_interpreter(flag_values.torch_python)
+        # All of them are on the device at the same time: none may take the most of its memory in advance.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     compiled = models.compile_work(work)
     options = {"samples": flag_values.samples, "sample_seconds": flag_values.sample_seconds}

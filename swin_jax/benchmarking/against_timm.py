@@ -29,6 +29,17 @@ ALLOCATOR = {
 TUNED_TORCH = ALLOCATOR | {"THP_MEM_ALLOC_ENABLE": "1"}  # the same of PyTorch's own allocator
 
 
+def check_interpreter(torch_python: str) -> None:
+    """Raise UserError if torch and timm cannot be imported by that interpreter."""
+    try:
+        probe = subprocess.run([torch_python, "-c", PROBE], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"--torch_python={torch_python}: {error.strerror}") from error
+    if probe.returncode:
+        reason = (probe.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"--torch_python={torch_python} cannot import torch and timm: {reason}")
+
+
 def compare(
     work: Work, *, kinds: Sequence[str], torch_python: str, rounds: int, sample_seconds: float, folder: pathlib.Path
 ) -> dict[str, dict[str, Any]]:
@@ -36,13 +47,7 @@ def compare(
 
     The best of ours are those of the allocator, and in inference a device for each core, if that divides the images;
     in training adding up gradients and a second update cost as much as is won.
-
-    Raises UserError if torch and timm cannot be imported by that interpreter.
     """
-    probe = subprocess.run([torch_python, "-c", PROBE], cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    if probe.returncode:
-        reason = (probe.stderr.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"--torch_python={torch_python} cannot import torch and timm: {reason}")
 
     def ours(work: Work) -> Sequence[str]:
         return [sys.executable, "-m", "swin_jax.benchmarking.worker", json.dumps(dataclasses.asdict(work))]

@@ -13,7 +13,7 @@ from jax import Array
 
 from swin_jax.nn.materialization import with_materialized_gradient
 from swin_jax.nn.positions import rotate
-from swin_jax.nn.products import flat_dot_general
+from swin_jax.nn.products import batched_matmul, flat_dot_general
 from swin_jax.nn.rng import child
 from swin_jax.nn.types import Dense
 
@@ -67,7 +67,7 @@ def dot_product_attention(
     # Heads first, in so many words: left to find the heads among the other axes, XLA for CPU multiplies strided arrays,
     # at half the pace or less for windows.
     query, key, value = (jnp.swapaxes(part, -3, -2) for part in (query * scale, key, value))
-    scores = jnp.einsum("...hqd,...hkd->...hqk", query, key, preferred_element_type=jnp.float32)
+    scores = batched_matmul(query, key.mT, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     if mask is not None:
@@ -83,7 +83,7 @@ def dot_product_attention(
     if rngs is not None and dropout_rate > 0.0:
         keep = jax.random.bernoulli(rngs.dropout(), 1.0 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
-    return jnp.swapaxes(jnp.einsum("...hqk,...hkd->...hqd", probabilities, value), -3, -2)
+    return jnp.swapaxes(batched_matmul(probabilities, value), -3, -2)
 
 
 def _check(query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> None:

@@ -1,9 +1,10 @@
-"""The matrix product of dense layers."""
+"""The matrix products of dense layers and of attention."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from swin_jax.nn.layout import are_heads_cut, keep_batch_cut
@@ -56,8 +57,36 @@ def _with_fast_gradient(product: Callable[[Array, Array], Array]) -> Callable[[A
     return multiply
 
 
-def _written_transposed(matrix: Array) -> Array:
-    """Return `matrix`, which a CPU has in memory column by column; the barrier keeps XLA from taking that back."""
-    return jax.lax.platform_dependent(
-        matrix, cpu=lambda matrix: jax.lax.optimization_barrier(materialized(matrix).T).T, default=lambda matrix: matrix
-    )
+def batched_matmul(x: Array, y: Array, **options: Any) -> Array:
+    """Return jnp.matmul(x, y) for `x` `[..., M, K]` and `y` `[..., K, N]`, with a gradient that suits XLA for CPU.
+
+    JAX computes that of y as gᵀx, of which the fast library wants g written transposed, as above. The other one also
+    leaves a batch of matrices to one core.
+    """
+
+    def multiply(x: Array, y: Array) -> Array:
+        return jnp.matmul(x, y, **options)
+
+    product = jax.custom_jvp(multiply)
+
+    @product.defjvp
+    def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+        (x, y), (x_change, y_change) = primals, tangents
+        return product(x, y), multiply(x_change, y) + _with_gradient_written_transposed(multiply(x, y_change))
+
+    return product(x, y)
+
+
+def _written_transposed(x: Array) -> Array:
+    """Return `x`, the matrices of which a CPU has in memory column by column."""
+    return jax.lax.platform_dependent(x, cpu=lambda x: _transposed_twice(materialized(x)), default=lambda x: x)
+
+
+def _with_gradient_written_transposed(x: Array) -> Array:
+    """Return `x`, the gradient of which a CPU has in memory column by column: it goes through this from the end."""
+    return jax.lax.platform_dependent(x, cpu=lambda x: materialized(_transposed_twice(x)), default=lambda x: x)
+
+
+def _transposed_twice(x: Array) -> Array:
+    """Return `x`; the barrier keeps XLA from leaving out what is between, the transpose."""
+    return jax.lax.optimization_barrier(x.mT).mT

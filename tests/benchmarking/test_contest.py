@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from swin_jax.benchmarking import contest
-from swin_jax.benchmarking.against_timm import compare
+from swin_jax.benchmarking.against_timm import check_interpreter, compare
 from swin_jax.benchmarking.models import Work
 from swin_jax.errors import UserError
 
@@ -48,27 +48,19 @@ def test_an_interpreter_without_torch_is_told_of(tmp_path):
     interpreter.write_text("#!/bin/sh\necho ModuleNotFoundError: no torch here >&2\nexit 1\n")
     interpreter.chmod(0o755)
     with pytest.raises(UserError, match="cannot import torch and timm: ModuleNotFoundError: no torch here"):
-        compare(
-            Work("infer", "vit_tiny_patch16_224", 1),
-            kinds=("eager",),
-            torch_python=str(interpreter),
-            rounds=1,
-            sample_seconds=0.1,
-            folder=tmp_path,
-        )
+        check_interpreter(str(interpreter))
+    with pytest.raises(UserError, match=f"--torch_python={tmp_path}/none: No such file or directory"):
+        check_interpreter(f"{tmp_path}/none")
 
 
 @pytest.mark.parametrize(("platform", "ours"), [("cpu", ["swin_jax", "swin_jax tuned"]), ("gpu", ["swin_jax"])])
 def test_allocator_settings_compete_on_a_cpu_alone(platform, ours, tmp_path, monkeypatch):
-    interpreter = tmp_path / "python"
-    interpreter.write_text("#!/bin/sh\n")
-    interpreter.chmod(0o755)
     monkeypatch.setattr("jax.default_backend", lambda: platform)
     monkeypatch.setattr("swin_jax.benchmarking.against_timm.contest", lambda contestants, **options: list(contestants))
     found = compare(
         Work("infer", "any", batch_size=1),
         kinds=("eager",),
-        torch_python=str(interpreter),
+        torch_python="python",
         rounds=1,
         sample_seconds=0.0,
         folder=tmp_path,

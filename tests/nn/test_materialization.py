@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from swin_jax.nn.materialization import materialized, with_materialized_gradient
-from swin_jax.nn.products import LONG, flat_dot_general
+from swin_jax.nn.products import LONG, batched_matmul, flat_dot_general
 
 
 def multiplied_each(keep, x, kernel):
@@ -61,10 +61,14 @@ SHAPES = {  # of x, and of the kernel
     "heads": ((2, 5, 12), (12, 3, 2, 6)),
     "no batch": ((8,), (8, 3)),
 }
+PRODUCTS = [(name, (flat_dot_general, plain), *shapes) for name, shapes in SHAPES.items()]
+PRODUCTS.append(("batched", (batched_matmul, jnp.matmul), (2, 3, 5, 8), (2, 3, 8, 4)))
 
 
-@pytest.mark.parametrize(("x_shape", "kernel_shape"), SHAPES.values(), ids=SHAPES)
-def test_dense_products_and_their_derivatives(x_shape, kernel_shape):
+@pytest.mark.parametrize(
+    ("products", "x_shape", "kernel_shape"), [each[1:] for each in PRODUCTS], ids=[each[0] for each in PRODUCTS]
+)
+def test_products_and_their_derivatives(products, x_shape, kernel_shape):
     x, x_change = (jax.random.normal(jax.random.key(seed), x_shape) for seed in range(2))
     kernel, kernel_change = (jax.random.normal(jax.random.key(seed), kernel_shape) for seed in range(2, 4))
 
@@ -77,16 +81,15 @@ def test_dense_products_and_their_derivatives(x_shape, kernel_shape):
         each = jax.vmap(jax.grad(loss, argnums=1), in_axes=(0, None))(jnp.stack([x, x_change]), kernel)
         return product(x, kernel), forward, curvature, each
 
-    for got, expected in zip(
-        *(jax.tree.leaves(jax.jit(lambda f=f: derivatives(f))()) for f in (flat_dot_general, plain)), strict=True
-    ):
+    for got, expected in zip(*(jax.tree.leaves(jax.jit(lambda f=f: derivatives(f))()) for f in products), strict=True):
         np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
 
 
-def test_gradients_of_half_precision_have_it():
+@pytest.mark.parametrize("product", [flat_dot_general, batched_matmul])
+def test_gradients_of_half_precision_have_it(product):
     x, kernel = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 8), jnp.bfloat16)
-    loss = lambda x, kernel: jnp.sum(flat_dot_general(x, kernel, preferred_element_type=jnp.float32))  # noqa: E731
-    assert flat_dot_general(x, kernel, preferred_element_type=jnp.float32).dtype == jnp.float32
+    loss = lambda x, kernel: jnp.sum(product(x, kernel, preferred_element_type=jnp.float32))  # noqa: E731
+    assert product(x, kernel, preferred_element_type=jnp.float32).dtype == jnp.float32
     for gradient in jax.grad(loss, argnums=(0, 1))(x, kernel):
         assert gradient.dtype == jnp.bfloat16
         np.testing.assert_array_equal(gradient, jnp.full_like(gradient, 8 if gradient.shape == x.shape else 4))
@@ -97,7 +100,7 @@ def test_only_a_cpu_is_told(platform):
     x, kernel = jnp.ones((4, 8)), jnp.ones((8, 8))
 
     def loss(x, kernel):
-        return jnp.sum(with_materialized_gradient(flat_dot_general(x, kernel)) ** 2)
+        return jnp.sum(with_materialized_gradient(batched_matmul(flat_dot_general(x, kernel), kernel)) ** 2)
 
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel).lower(lowering_platforms=(platform,))
     for trace in ("inlineable", "optimization_barrier"):
