@@ -57,7 +57,7 @@ def test_defaults(gpu):
 
 
 def test_an_error_is_one_line_of_the_row():
-    options = table.parse(["--out=somewhere", "--batch_sizes=1"])
+    options = table.parse(["--out=somewhere", "--batch_sizes=1", "--against="])
     assert "did you mean" in table.measure("infer", "swin_tiny_patch4_window7_22", 1, options)["error"]
 
 
