@@ -17,7 +17,7 @@ from typing import Any
 from swin_jax.benchmarking.timing import Timing, quartiles
 from swin_jax.errors import UserError
 
-WARM_UP_CALLS = 4  # the memory of a process still grows in the first of them
+WARM_UP_CALLS = 12  # the memory of a process still grows in some of the first
 REST_SECONDS = 0.5  # for the threads of the one before, which may wait actively
 
 
@@ -54,7 +54,7 @@ def contest(
 ) -> dict[str, dict[str, Any]]:
     """Time the commands, given with variables of their environment, by turns, and return what each came to.
 
-    The workers start one after the other, each warmed up by two calls before the next one starts. Raises UserError if
+    The workers start one after the other, each warmed up before the next one starts. Raises UserError if
     one of them ends.
     """
     with contextlib.ExitStack() as stack:
