@@ -151,3 +151,15 @@ def test_without_qkv_bias_and_with_a_wrong_number_of_heads():
     assert multi_head_attention(qkv_bias=False).qkv.bias is None
     with pytest.raises(ValueError, match="num_heads=3"):
         multi_head_attention(num_heads=3)
+
+
+def test_no_gradient_sums_over_the_rows_of_a_first_factor():
+    """XLA for CPU leaves such a product to its slower library, and that a batch of them to one core."""
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 8, 49, 3, 32))
+
+    def loss(query, key, value):
+        return jnp.sum(jnp.sin(dot_product_attention(query, key, value)))
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(query, key, value).compile().as_text()
+    assert " dot(" in gradients
+    assert "lhs_contracting_dims={2}" not in gradients
