@@ -54,8 +54,8 @@ def contest(
 ) -> dict[str, dict[str, Any]]:
     """Time the commands, given with variables of their environment, by turns, and return what each came to.
 
-    The workers start one after the other, each warmed up before the next one starts. Raises UserError if
-    one of them ends.
+    The workers start one after the other, each warmed up before the next one starts. Raises UserError if one of
+    them ends.
     """
     with contextlib.ExitStack() as stack:
         workers, number, answers = [], {}, {}

@@ -77,6 +77,7 @@ def test_training_command(capsys):
         (("infer", "--batch_size=8", "--microbatch=2", "--devices=4"), "--devices=4 cannot share 2 image(s)"),
         (("infer", "--batch_size=999", "--devices=999"), "--devices=999, and there are "),
         (("train", "--against=tim"), "--against=tim: known are timm"),
+        (("train", "--against=eager", "--torch_python=/none"), "--torch_python=/none: No such file or directory"),
     ],
 )
 def test_mistakes_are_one_line(capsys, arguments, message):
