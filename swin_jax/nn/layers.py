@@ -87,9 +87,17 @@ class LayerStack(nnx.Module):
                 x = _first(layer(x, rngs=child(rngs, name, number * period + kind), **inputs))
             return x, None
 
-        body = jax.checkpoint(one_round, prevent_cse=False) if remat else one_round
+        body = jax.checkpoint(one_round, prevent_cse=False, policy=None if remat else _is_kept)
         rounds = jnp.arange(len(self.drop_path_rates) // period)
         return jax.lax.scan(body, x, (rounds, arrays, rates))[0]
+
+
+def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Tell jax.checkpoint whether a scan stacks an outcome for the backward pass: all but data in another order.
+
+    Stacked, it would be put back in order, and what `products.py` wrote transposed is transposed for its layout alone.
+    """
+    return primitive not in (jax.lax.transpose_p, jax.lax.optimization_barrier_p)
 
 
 def _open(layer: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, tuple[float, ...]]:

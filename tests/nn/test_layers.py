@@ -64,6 +64,20 @@ def test_the_program_does_not_grow_with_the_depth():
     assert products(2) == products(6) > 0
 
 
+def test_gradients_of_scanned_kernels_stay_with_the_fast_library():
+    """XLA for CPU leaves a sum over the rows of a first factor to its slower one, as in `test_attention.py`."""
+    options = dict(IMAGES, embed_dim=32, depth=3, num_heads=2, scan=True)
+    graphdef, params = nnx.split(create_model("vit", **options, rngs=nnx.Rngs(0)))
+
+    def loss(params):
+        return jnp.square(nnx.merge(graphdef, params)(IMAGE)).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    products = [line for line in compiled.splitlines() if " dot(" in line and "/while/body/" in line]
+    assert products
+    assert not [line for line in products if "lhs_contracting_dims={0}" in line]
+
+
 def test_attention_is_recorded_of_a_model_that_scans():
     name, options, inputs, _ = MODELS["vit"]
     maps = []
