@@ -3,7 +3,8 @@
     python benchmarks/timm_worker.py '{"mode": "train", "model": "swin_tiny_patch4_window7_224", "batch_size": 8, ...}'
 
 The same work: AdamW on cross-entropy with inputs at hand, or logits of a batch without gradients; `compile` is
-torch.compile. It imports nothing of `swin_jax`, so that PyTorch may live in an environment of its own.
+torch.compile. With '{"products": [[rows, inputs, outputs], ...]}' those of dense layers alone, see products.py. It
+imports nothing of `swin_jax`, so that PyTorch may live in an environment of its own.
 """
 
 import json
@@ -55,6 +56,23 @@ def start(work: dict):
     return run, f"torch {torch.__version__}, timm {timm.__version__}"
 
 
+def start_products(layers: list[list[int]]):
+    import torch
+
+    arrays = {}
+    for rows, inputs, outputs in layers:
+        sides = ((rows, inputs), (outputs, inputs), (rows, outputs))  # x, the kernel as PyTorch has it, the gradient
+        arrays[rows, inputs, outputs] = [torch.ones(side) for side in sides]
+
+    def run(calls: int) -> None:
+        for layer in calls * layers:
+            x, kernel, gradient = arrays[tuple(layer)]
+            x @ kernel.T, gradient @ kernel, gradient.T @ x
+
+    run(2)
+    return run, f"torch {torch.__version__}"
+
+
 def peak_bytes() -> int:
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
@@ -62,7 +80,8 @@ def peak_bytes() -> int:
 
 def main() -> None:
     begun = time.perf_counter()
-    run, version = start(json.loads(sys.argv[1]))
+    work = json.loads(sys.argv[1])
+    run, version = start_products(work["products"]) if "products" in work else start(work)
     print("ready " + json.dumps({"version": version, "ready_seconds": time.perf_counter() - begun}), flush=True)
     for line in sys.stdin:
         begun = time.perf_counter()
