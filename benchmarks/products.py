@@ -1,7 +1,8 @@
 """The matrix products of a model's dense layers alone: python benchmarks/products.py --torch_python=PYTHON_WITH_TORCH
 
 Forward and both gradients of each, by XLA as the models call it and by PyTorch with its best settings, by turns: how
-much of a difference in training lies in the libraries underneath. Prints a table, and JSON last.
+much of a difference in training lies in the libraries underneath. What a call costs is in both. Prints a table, and
+JSON last.
 """
 
 import json
@@ -20,7 +21,6 @@ from swin_jax.benchmarking import against_timm
 from swin_jax.benchmarking.contest import contest, serve
 from swin_jax.commands import run_command
 from swin_jax.errors import UserError
-from swin_jax.host_memory import keep_freed_memory
 
 
 def _layers(tokens: int, channels: int) -> list[tuple[int, int, int]]:
@@ -87,7 +87,6 @@ if __name__ == "__main__":
     if sys.argv[1:] and sys.argv[1].startswith("{"):  # the worker that `main` starts
         import jax
 
-        keep_freed_memory()
         serve(lambda: start(json.loads(sys.argv[1])["products"]), {"version": f"jax {jax.__version__}"})
     else:
         run_command(main, FLAGS)
